@@ -1,0 +1,1 @@
+"""The queue itself, and its Celery side."""
