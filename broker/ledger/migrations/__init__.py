@@ -1,0 +1,1 @@
+"""The ledger's revisions, in order; what is in them is never edited once released."""
