@@ -1,0 +1,201 @@
+"""The only one to know the environment: every ``DRAWBRIDGE_*`` name, its meaning and default."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from types import MappingProxyType
+from typing import Final, Self
+
+from broker.errors import ConfigurationError
+
+PREFIX: Final = "DRAWBRIDGE_"
+#: the remote worker, which imports nothing of ours, checks its own names
+WORKER_PREFIX: Final = "DRAWBRIDGE_WORKER_"
+
+#: every name there is, whichever process reads it, so that one file can serve them all
+NAMES: Final = MappingProxyType(
+    {
+        "DRAWBRIDGE_DATA_DIR": "folder of whatever has no place of its own",
+        "DRAWBRIDGE_DATABASE_URL": "the ledger: sqlite:////path or postgresql://…",
+        "DRAWBRIDGE_SQLITE_SYNCHRONOUS": "FULL, or NORMAL where a power cut may cost promises",
+        "DRAWBRIDGE_RESERVATIONS_URL": "Redis of the reservations, not the Celery broker's",
+        "DRAWBRIDGE_ARTIFACTS_DIR": "folder of the stored files",
+        "DRAWBRIDGE_ARTIFACT_MAX_BYTES": "largest artifact",
+        "DRAWBRIDGE_RESULT_MAX_BYTES": "largest result kept with the job",
+        "DRAWBRIDGE_PAYLOAD_MAX_BYTES": "largest payload over HTTP",
+        "DRAWBRIDGE_MESSAGE_MAX_BYTES": "largest message taken from the Celery broker",
+        "DRAWBRIDGE_KEEP_JOBS_DAYS": "how long ended jobs are kept",
+        "DRAWBRIDGE_KEEP_DEAD_LETTERS_DAYS": "how long dead letters are kept",
+        "DRAWBRIDGE_KEEP_ARTIFACTS_DAYS": "how long stored files are kept",
+        "DRAWBRIDGE_KEEP_OUTBOX_DAYS": "how long settled effects are kept",
+        "DRAWBRIDGE_BROKER_URL": "the Celery broker; the bridge's and beat's alone",
+        "DRAWBRIDGE_RESULT_BACKEND": "Celery's result backend; the bridge's alone",
+        "DRAWBRIDGE_QUEUES": "bridged queues, separated by commas",
+        "DRAWBRIDGE_NODE_SUFFIX": "what follows the @ in a remote worker's node name",
+        "DRAWBRIDGE_READ_AHEAD": "queued jobs per queue above which ingest waits",
+        "DRAWBRIDGE_DECLARE_QUEUES": "whether the bridge declares its queues (true or false)",
+    },
+)
+
+KIB: Final = 1024
+MIB: Final = 1024 * KIB
+
+
+class Environment:
+    """What a process was told by its environment; refuses names that nobody reads."""
+
+    def __init__(self, environ: Mapping[str, str] | None = None) -> None:
+        """Take ``environ``, or the process's own.
+
+        Raises:
+            ConfigurationError: it holds a ``DRAWBRIDGE_*`` name that does not exist.
+        """
+        self._values = dict(os.environ if environ is None else environ)
+        for name in sorted(self._values):
+            if name.startswith(PREFIX) and not name.startswith(WORKER_PREFIX) and name not in NAMES:
+                near = difflib.get_close_matches(name, NAMES, n=1)
+                hint = f"; did you mean {near[0]}?" if near else ""
+                raise ConfigurationError(f"There is no setting {name}{hint}")
+
+    def get(self, name: str) -> str | None:
+        """Return a value without the blanks around it; empty counts as not set."""
+        if name.startswith(PREFIX) and name not in NAMES:
+            raise LookupError(f"{name} is read, but not in NAMES")
+        return self._values.get(name, "").strip() or None
+
+    def text(self, name: str, default: str) -> str:
+        """Return a value or its default."""
+        return self.get(name) or default
+
+    def number(self, name: str, default: int, *, least: int = 1) -> int:
+        """Return a whole number.
+
+        Raises:
+            ConfigurationError: it is none, or smaller than ``least``.
+        """
+        value = self.get(name)
+        if value is None:
+            return default
+        if not (value.isascii() and value.isdigit()) or int(value) < least:
+            raise ConfigurationError(f"{name} must be a whole number from {least}, not {value!r}")
+        return int(value)
+
+    def days(self, name: str, default: int) -> timedelta:
+        """Return a number of days as the time they take."""
+        return timedelta(days=self.number(name, default))
+
+    def flag(self, name: str, *, default: bool) -> bool:
+        """Return true or false.
+
+        Raises:
+            ConfigurationError: it is neither.
+        """
+        value = self.text(name, str(default)).lower()
+        if value not in {"true", "false"}:
+            raise ConfigurationError(f"{name} must be true or false, not {value!r}")
+        return value == "true"
+
+    def words(self, name: str, default: tuple[str, ...]) -> tuple[str, ...]:
+        """Return what stands between the commas."""
+        words = (word.strip() for word in (self.get(name) or "").split(","))
+        return tuple(word for word in words if word) or default
+
+    def path(self, name: str, default: Path) -> Path:
+        """Return an absolute path."""
+        value = self.get(name)
+        return (Path(value) if value else default).expanduser().absolute()
+
+    @property
+    def data_dir(self) -> Path:
+        """Where whatever has no place of its own lies."""
+        home = Path(self.get("XDG_DATA_HOME") or "~/.local/share")
+        return self.path("DRAWBRIDGE_DATA_DIR", home / "drawbridge")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreSettings:
+    """Where the stores are; their URLs may hold passwords."""
+
+    database_url: str = field(repr=False)
+    reservations_url: str = field(repr=False)
+    artifacts_dir: Path
+    sqlite_synchronous: str = "FULL"
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] | None = None) -> Self:
+        """Read them from the environment."""
+        env = Environment(environ)
+        ledger = f"sqlite:///{env.data_dir / 'ledger.sqlite3'}"
+        return cls(
+            database_url=env.text("DRAWBRIDGE_DATABASE_URL", ledger),
+            reservations_url=env.text("DRAWBRIDGE_RESERVATIONS_URL", "redis://127.0.0.1:6379/1"),
+            artifacts_dir=env.path("DRAWBRIDGE_ARTIFACTS_DIR", env.data_dir / "artifacts"),
+            sqlite_synchronous=env.text("DRAWBRIDGE_SQLITE_SYNCHRONOUS", "FULL").upper(),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueueSettings:
+    """How the queue behaves; the moments of the contract are fixed, sizes and keeping are not."""
+
+    #: an untaken grant goes back after this (decision 1)
+    hold_s: int = 30
+    #: bounds of ``leaseSeconds`` (decision 10)
+    min_lease_s: int = 1
+    max_lease_s: int = 3600
+    #: a worker that never acknowledges a cancel loses its lease after this (decision 9)
+    cancel_grace_s: int = 60
+    artifact_max_bytes: int = 100 * MIB
+    result_max_bytes: int = 256 * KIB
+    payload_max_bytes: int = 256 * KIB
+    message_max_bytes: int = 1 * MIB
+    keep_jobs: timedelta = timedelta(days=14)
+    keep_dead_letters: timedelta = timedelta(days=90)
+    keep_artifacts: timedelta = timedelta(days=30)
+    keep_outbox: timedelta = timedelta(days=1)
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] | None = None) -> Self:
+        """Read sizes and keeping from the environment."""
+        env = Environment(environ)
+        return cls(
+            artifact_max_bytes=env.number("DRAWBRIDGE_ARTIFACT_MAX_BYTES", 100 * MIB),
+            result_max_bytes=env.number("DRAWBRIDGE_RESULT_MAX_BYTES", 256 * KIB),
+            payload_max_bytes=env.number("DRAWBRIDGE_PAYLOAD_MAX_BYTES", 256 * KIB),
+            message_max_bytes=env.number("DRAWBRIDGE_MESSAGE_MAX_BYTES", 1 * MIB),
+            keep_jobs=env.days("DRAWBRIDGE_KEEP_JOBS_DAYS", 14),
+            keep_dead_letters=env.days("DRAWBRIDGE_KEEP_DEAD_LETTERS_DAYS", 90),
+            keep_artifacts=env.days("DRAWBRIDGE_KEEP_ARTIFACTS_DAYS", 30),
+            keep_outbox=env.days("DRAWBRIDGE_KEEP_OUTBOX_DAYS", 1),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BridgeSettings:
+    """What Celery's side needs; the URLs may hold passwords."""
+
+    #: None when an app of the caller's own brings them (``-A``)
+    broker_url: str | None = field(default=None, repr=False)
+    result_backend: str | None = field(default=None, repr=False)
+    queues: tuple[str, ...] = ("remote",)
+    node_suffix: str = "edge"
+    read_ahead: int = 10_000
+    declare_queues: bool = False
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] | None = None) -> Self:
+        """Read them from the environment."""
+        env = Environment(environ)
+        return cls(
+            broker_url=env.get("DRAWBRIDGE_BROKER_URL"),
+            result_backend=env.get("DRAWBRIDGE_RESULT_BACKEND"),
+            queues=env.words("DRAWBRIDGE_QUEUES", ("remote",)),
+            node_suffix=env.text("DRAWBRIDGE_NODE_SUFFIX", "edge"),
+            read_ahead=env.number("DRAWBRIDGE_READ_AHEAD", 10_000),
+            declare_queues=env.flag("DRAWBRIDGE_DECLARE_QUEUES", default=False),
+        )
