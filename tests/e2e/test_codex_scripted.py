@@ -1,7 +1,6 @@
 """The real Codex CLI, with no account and no network but loopback, edits a real repository."""
 
 import json
-import os
 import shutil
 import subprocess
 import threading
@@ -51,16 +50,6 @@ class Trap:
         self._server.shutdown()
         self._thread.join()
         self._server.server_close()
-
-
-@pytest.fixture(scope="session")
-def codex() -> str:
-    if os.environ.get("CI"):
-        return install_codex.install(use_path=False).path
-    found = install_codex.find(use_path=False)
-    if found is None:
-        pytest.skip("the Codex CLI is not in .demo/codex (deploy/demo/install_codex.py --no-path)")
-    return found.path
 
 
 @pytest.fixture

@@ -1,0 +1,1 @@
+"""The whole stack on one machine: embedded servers, our processes, one command."""
