@@ -28,7 +28,6 @@ NAMES: Final = MappingProxyType(
         "DRAWBRIDGE_ARTIFACT_MAX_BYTES": "largest artifact",
         "DRAWBRIDGE_RESULT_MAX_BYTES": "largest result kept with the job",
         "DRAWBRIDGE_PAYLOAD_MAX_BYTES": "largest payload over HTTP",
-        "DRAWBRIDGE_MESSAGE_MAX_BYTES": "largest message taken from the Celery broker",
         "DRAWBRIDGE_KEEP_JOBS_DAYS": "how long ended jobs are kept",
         "DRAWBRIDGE_KEEP_DEAD_LETTERS_DAYS": "how long dead letters are kept",
         "DRAWBRIDGE_KEEP_ARTIFACTS_DAYS": "how long stored files are kept",
@@ -72,22 +71,23 @@ class Environment:
         """Return a value or its default."""
         return self.get(name) or default
 
-    def number(self, name: str, default: int, *, least: int = 1) -> int:
+    def number(self, name: str, default: int, *, least: int = 1, most: int = 2**40) -> int:
         """Return a whole number.
 
         Raises:
-            ConfigurationError: it is none, or smaller than ``least``.
+            ConfigurationError: it is none, or out of bounds.
         """
         value = self.get(name)
         if value is None:
             return default
-        if not (value.isascii() and value.isdigit()) or int(value) < least:
-            raise ConfigurationError(f"{name} must be a whole number from {least}, not {value!r}")
+        digits = value.isascii() and value.isdigit() and len(value) <= len(str(most))
+        if not digits or not least <= int(value) <= most:
+            raise ConfigurationError(f"{name} must be a whole number from {least} to {most}")
         return int(value)
 
-    def days(self, name: str, default: int) -> timedelta:
+    def days(self, name: str, default: timedelta) -> timedelta:
         """Return a number of days as the time they take."""
-        return timedelta(days=self.number(name, default))
+        return timedelta(days=self.number(name, default.days, most=36_500))
 
     def flag(self, name: str, *, default: bool) -> bool:
         """Return true or false.
@@ -153,7 +153,6 @@ class QueueSettings:
     artifact_max_bytes: int = 100 * MIB
     result_max_bytes: int = 256 * KIB
     payload_max_bytes: int = 256 * KIB
-    message_max_bytes: int = 1 * MIB
     keep_jobs: timedelta = timedelta(days=14)
     keep_dead_letters: timedelta = timedelta(days=90)
     keep_artifacts: timedelta = timedelta(days=30)
@@ -163,15 +162,15 @@ class QueueSettings:
     def from_env(cls, environ: Mapping[str, str] | None = None) -> Self:
         """Read sizes and keeping from the environment."""
         env = Environment(environ)
+        ours = cls()
         return cls(
-            artifact_max_bytes=env.number("DRAWBRIDGE_ARTIFACT_MAX_BYTES", 100 * MIB),
-            result_max_bytes=env.number("DRAWBRIDGE_RESULT_MAX_BYTES", 256 * KIB),
-            payload_max_bytes=env.number("DRAWBRIDGE_PAYLOAD_MAX_BYTES", 256 * KIB),
-            message_max_bytes=env.number("DRAWBRIDGE_MESSAGE_MAX_BYTES", 1 * MIB),
-            keep_jobs=env.days("DRAWBRIDGE_KEEP_JOBS_DAYS", 14),
-            keep_dead_letters=env.days("DRAWBRIDGE_KEEP_DEAD_LETTERS_DAYS", 90),
-            keep_artifacts=env.days("DRAWBRIDGE_KEEP_ARTIFACTS_DAYS", 30),
-            keep_outbox=env.days("DRAWBRIDGE_KEEP_OUTBOX_DAYS", 1),
+            artifact_max_bytes=env.number("DRAWBRIDGE_ARTIFACT_MAX_BYTES", ours.artifact_max_bytes),
+            result_max_bytes=env.number("DRAWBRIDGE_RESULT_MAX_BYTES", ours.result_max_bytes),
+            payload_max_bytes=env.number("DRAWBRIDGE_PAYLOAD_MAX_BYTES", ours.payload_max_bytes),
+            keep_jobs=env.days("DRAWBRIDGE_KEEP_JOBS_DAYS", ours.keep_jobs),
+            keep_dead_letters=env.days("DRAWBRIDGE_KEEP_DEAD_LETTERS_DAYS", ours.keep_dead_letters),
+            keep_artifacts=env.days("DRAWBRIDGE_KEEP_ARTIFACTS_DAYS", ours.keep_artifacts),
+            keep_outbox=env.days("DRAWBRIDGE_KEEP_OUTBOX_DAYS", ours.keep_outbox),
         )
 
 
@@ -191,11 +190,12 @@ class BridgeSettings:
     def from_env(cls, environ: Mapping[str, str] | None = None) -> Self:
         """Read them from the environment."""
         env = Environment(environ)
+        ours = cls()
         return cls(
             broker_url=env.get("DRAWBRIDGE_BROKER_URL"),
             result_backend=env.get("DRAWBRIDGE_RESULT_BACKEND"),
-            queues=env.words("DRAWBRIDGE_QUEUES", ("remote",)),
-            node_suffix=env.text("DRAWBRIDGE_NODE_SUFFIX", "edge"),
-            read_ahead=env.number("DRAWBRIDGE_READ_AHEAD", 10_000),
-            declare_queues=env.flag("DRAWBRIDGE_DECLARE_QUEUES", default=False),
+            queues=env.words("DRAWBRIDGE_QUEUES", ours.queues),
+            node_suffix=env.text("DRAWBRIDGE_NODE_SUFFIX", ours.node_suffix),
+            read_ahead=env.number("DRAWBRIDGE_READ_AHEAD", ours.read_ahead),
+            declare_queues=env.flag("DRAWBRIDGE_DECLARE_QUEUES", default=ours.declare_queues),
         )

@@ -24,7 +24,8 @@ CONNECT_TIMEOUT_S: Final = 3
 STATEMENT_TIMEOUT_S: Final = 10
 
 _MIN_SQLITE: Final = (3, 35)  # RETURNING
-_WRITES: Final = "ledger_writes"
+#: execution option: how long a write may wait; None for a read
+_PATIENCE_S: Final = "ledger_patience_s"
 _AWAY: Final = "The ledger does not answer; ask again"
 _NO_TABLES: Final = "The ledger has no tables yet; run `drawbridge migrate`"
 
@@ -96,21 +97,24 @@ class Ledger:
         _forget_after_fork(self.engine)
 
     @contextmanager
-    def write(self) -> Iterator[sa.Connection]:
+    def write(self, *, patience_s: float = BUSY_TIMEOUT_S) -> Iterator[sa.Connection]:
         """Open a transaction, committed at the end of the block; may not be nested.
+
+        On SQLite ``patience_s`` is how long it waits for the writer before it.
 
         Raises:
             LedgerUnavailable: the database is away or busy. Whether an unanswered commit happened
                 is unknown, so whoever writes must be able to do it twice.
         """
         if self.dialect == "postgresql":
-            with self._transaction(writes=True) as connection:
+            with self._transaction(patience_s=patience_s) as connection:
                 yield connection
             return
-        if not self._writer.acquire(timeout=BUSY_TIMEOUT_S):
+        self._refuse_nesting()
+        if not self._writer.acquire(timeout=patience_s):
             raise LedgerUnavailable
         try:
-            with self._transaction(writes=True) as connection:
+            with self._transaction(patience_s=patience_s) as connection:
                 yield connection
         finally:
             self._writer.release()
@@ -122,7 +126,7 @@ class Ledger:
         Raises:
             LedgerUnavailable: the database is away.
         """
-        with self._transaction(writes=False) as connection:
+        with self._transaction(patience_s=None) as connection:
             yield connection
 
     def close(self) -> None:
@@ -130,22 +134,27 @@ class Ledger:
         self.engine.dispose()
 
     @contextmanager
-    def _transaction(self, *, writes: bool) -> Iterator[sa.Connection]:
-        if getattr(self._here, "open", False):
-            raise RuntimeError("a transaction of this ledger is already open in this thread")
+    def _transaction(self, *, patience_s: float | None) -> Iterator[sa.Connection]:
+        self._refuse_nesting()
         self._here.open = True
         try:
             with self.engine.connect() as connection:
                 # psycopg sends READ ONLY with its BEGIN; SQLite is told in the event below.
-                connection.execution_options(**{_WRITES: writes, "postgresql_readonly": not writes})
+                connection.execution_options(
+                    **{_PATIENCE_S: patience_s, "postgresql_readonly": patience_s is None},
+                )
                 with connection.begin():
                     yield connection
         except (sa.exc.DBAPIError, sa.exc.TimeoutError) as error:
-            if (reason := _away(error, writes=writes)) is None:
+            if (reason := _away(error, writes=patience_s is not None)) is None:
                 raise
             raise LedgerUnavailable(reason) from error
         finally:
             self._here.open = False
+
+    def _refuse_nesting(self) -> None:
+        if getattr(self._here, "open", False):
+            raise RuntimeError("a transaction of this ledger is already open in this thread")
 
 
 def _sqlite(url: sa.URL, synchronous: str) -> sa.Engine:
@@ -176,9 +185,14 @@ def _sqlite(url: sa.URL, synchronous: str) -> sa.Engine:
     def begun(connection: sa.Connection) -> None:
         # With a plain BEGIN the lock is taken by the first write, after the reads it rests on:
         # four processes lost 566 of 800 updates that way, and nobody was told (decision 33).
-        writes = connection.get_execution_options().get(_WRITES, True)
-        connection.exec_driver_sql(f"PRAGMA query_only = {'OFF' if writes else 'ON'}")
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+        patience_s = connection.get_execution_options().get(_PATIENCE_S, BUSY_TIMEOUT_S)
+        if patience_s is None:
+            connection.exec_driver_sql("PRAGMA query_only = ON")
+            connection.exec_driver_sql("BEGIN")
+            return
+        connection.exec_driver_sql(f"PRAGMA busy_timeout = {round(patience_s * 1000)}")
+        connection.exec_driver_sql("PRAGMA query_only = OFF")
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
 
     return engine
 

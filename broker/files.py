@@ -1,0 +1,187 @@
+"""The only one to know how stored files lie on the disk, and how they get there whole.
+
+A file's path is made of its own sha256 and of nothing a client says. It appears under that path
+only when all its bytes are on the disk, so that whoever finds it finds it complete.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from pathlib import Path
+from typing import BinaryIO, Final, Protocol
+
+from broker.errors import ArtifactNotFound, ArtifactTooLarge, DigestMismatch, StorageFull
+from broker.records import StoredFile
+
+CHUNK_BYTES: Final = 256 * 1024
+
+_DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}")
+_PATH: Final = re.compile(r"sha256/([0-9a-f]{2})/\1[0-9a-f]{62}")
+_LEFTOVER: Final = "*.part"
+#: what a full or read-only disk says; anything else is a fault of the machine and stays one
+_FULL: Final = frozenset(
+    {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM},
+)
+
+
+class Stream(Protocol):
+    """Anything bytes can be read from."""
+
+    def read(self, size: int, /) -> bytes:
+        """Return up to ``size`` bytes, none at the end."""
+
+
+class ArtifactStore:
+    """A folder of immutable files, named by their content; any number of processes may share it."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._tmp = folder / "tmp"
+
+    def receive(
+        self,
+        stream: Stream,
+        *,
+        max_bytes: int,
+        expected_digest: str | None = None,
+    ) -> StoredFile:
+        """Store what the stream holds; the same bytes again are the same file.
+
+        Raises:
+            DigestMismatch: the bytes are not those announced, or the announcement is no sha256.
+            ArtifactTooLarge: more bytes than allowed.
+            StorageFull: the disk takes no more.
+        """
+        if expected_digest is not None and not _DIGEST.fullmatch(expected_digest):
+            raise DigestMismatch("digest must be sha256: and 64 lower-case hex digits")
+        with self._part() as (part, path):
+            hashed, size = self._copy(stream, part, max_bytes)
+            digest = f"sha256:{hashed}"
+            if expected_digest not in (None, digest):
+                raise DigestMismatch
+            storage_path = f"sha256/{hashed[:2]}/{hashed}"
+            with _on_our_disk():
+                part.flush()
+                os.fsync(part.fileno())
+                self._settle(path, self._folder / storage_path)
+        return StoredFile(digest=digest, size_bytes=size, storage_path=storage_path)
+
+    def open(self, storage_path: str) -> BinaryIO:
+        """Open a stored file for reading.
+
+        Raises:
+            ArtifactNotFound: it is not there, or the path is none of ours.
+        """
+        if not _PATH.fullmatch(storage_path):
+            raise ArtifactNotFound
+        try:
+            return (self._folder / storage_path).open("rb")
+        except FileNotFoundError:
+            raise ArtifactNotFound from None
+
+    def sweep(self, *, before: datetime) -> int:
+        """Remove what uploads cut short by a crash left before that moment; return how many."""
+        removed = 0
+        for part in self._tmp.glob(_LEFTOVER):
+            # An upload that ends just now takes its file away itself.
+            with suppress(FileNotFoundError):
+                if part.stat().st_mtime < before.timestamp():
+                    part.unlink()
+                    removed += 1
+        return removed
+
+    def stored(self, *, before: datetime) -> Iterator[str]:
+        """Name the files that were last received before that moment."""
+        for file in self._folder.glob("sha256/*/*"):
+            with suppress(FileNotFoundError):
+                if file.stat().st_mtime < before.timestamp():
+                    yield file.relative_to(self._folder).as_posix()
+
+    def discard(self, storage_path: str, *, before: datetime) -> bool:
+        """Remove a file that no job names any more; False when it was received again since."""
+        if not _PATH.fullmatch(storage_path):
+            return False
+        file = self._folder / storage_path
+        try:
+            with self._locked():
+                if file.stat().st_mtime >= before.timestamp():
+                    return False
+                file.unlink()
+        except FileNotFoundError:
+            return False
+        return True
+
+    @contextmanager
+    def _part(self) -> Iterator[tuple[BinaryIO, Path]]:
+        with _on_our_disk():
+            self._tmp.mkdir(mode=0o700, parents=True, exist_ok=True)
+            number, name = tempfile.mkstemp(suffix=_LEFTOVER[1:], dir=self._tmp)
+        path = Path(name)
+        try:
+            # Unbuffered: what cannot be written fails here, not when the file is closed.
+            with os.fdopen(number, "wb", buffering=0) as part:
+                yield part, path
+        finally:
+            path.unlink(missing_ok=True)
+
+    @staticmethod
+    def _copy(stream: Stream, part: BinaryIO, max_bytes: int) -> tuple[str, int]:
+        hashed, size = hashlib.sha256(), 0
+        while chunk := stream.read(min(CHUNK_BYTES, max_bytes - size + 1)):
+            size += len(chunk)
+            if size > max_bytes:
+                raise ArtifactTooLarge(f"The artifact is larger than {max_bytes} bytes")
+            hashed.update(chunk)
+            rest = memoryview(chunk)
+            while rest:
+                with _on_our_disk():
+                    rest = rest[part.write(rest) :]
+        return hashed.hexdigest(), size
+
+    def _settle(self, part: Path, file: Path) -> None:
+        fresh = not file.parent.is_dir()
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with self._locked():
+            # A file already there is replaced by its equal: that renews its age, and heals it.
+            part.replace(file)
+        _sync_folder(file.parent)
+        if fresh:
+            _sync_folder(file.parent.parent)
+            _sync_folder(self._folder)
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Keep the look at a file's age and its removal together, against other processes too."""
+        number = os.open(self._folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(number, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(number)
+
+
+def _sync_folder(folder: Path) -> None:
+    number = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
+
+
+@contextmanager
+def _on_our_disk() -> Iterator[None]:
+    """Translate a full disk; around our own calls only, for the stream has errors of its own."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        raise StorageFull(f"The artifact store takes no more: {error.strerror}") from error
