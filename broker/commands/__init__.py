@@ -1,0 +1,1 @@
+"""Commands of ``drawbridge`` that prepare the ledger and end by themselves."""
