@@ -27,6 +27,11 @@ class Folder:
         return f"sqlite:///{self.path / 'ledger.sqlite3'}"
 
     @property
+    def artifacts(self) -> Path:
+        """Where stored files lie."""
+        return self._made("artifacts")
+
+    @property
     def record(self) -> Path:
         """Who runs now."""
         return self.path / "processes.json"

@@ -202,11 +202,13 @@ class Supervisor:
 
     def stop(self) -> None:
         """Stop every child, the last started first; may be repeated."""
+        # Without children the record is not ours: another stack may hold the folder.
         while self._children:
             self._children[-1].stop()
             self._children.pop()
             self._write_record()
-        self._record.unlink(missing_ok=True)
+            if not self._children:
+                self._record.unlink()
 
     def _write_record(self) -> None:
         """Keep who runs, so that the next stack can end them should we be killed."""

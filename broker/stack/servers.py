@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
@@ -11,8 +10,6 @@ from typing import Final
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
-
-from broker.stack.processes import Program
 
 #: What the orchestrator has sent must survive a restart of the stack.
 KEEPS: Final = ("--appendonly", "yes", "--appendfsync", "everysec")
@@ -24,27 +21,11 @@ class NoServer(Exception):
     """There is no embedded Valkey for this machine."""
 
 
-def program(
-    name: str,
-    *,
-    port: int,
-    folder: Path,
-    log: Path,
-    options: tuple[str, ...],
-    environment: Mapping[str, str],
-) -> Program:
-    """Return a server on loopback that never evicts, with its data in the folder."""
-    folder.mkdir(parents=True, exist_ok=True)
+def argv(*, port: int, folder: Path, options: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the command line of a server on loopback that never evicts."""
     place = ("--bind", "127.0.0.1", "--port", str(port), "--dir", str(folder))
     rules = ("--save", "", "--maxmemory-policy", "noeviction", "--daemonize", "no")
-    return Program(
-        name=name,
-        argv=(str(binary()), *place, *rules, *options),
-        environment=environment,
-        folder=folder,
-        log=log,
-        ready=lambda: answers(port, folder),
-    )
+    return (str(binary()), *place, *rules, *options)
 
 
 def url(port: int, database: int = 0) -> str:

@@ -8,7 +8,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Final
 
@@ -45,18 +44,13 @@ stream_max_retries = 1
 """
 
 
-class HomeUnderTemp(Exception):
-    """Codex refuses to make its helpers under the folder for temporary files."""
-
-
 def prepare(home: Path, *, codex: str, model_url: str) -> str:
     """Write the configuration, log in, and return the sandbox mode that works on this machine.
 
-    A repeat overwrites the configuration and logs in again.
+    A repeat overwrites the configuration and logs in again. Better not under the folder for
+    temporary files: there Codex warns, and goes on without the helpers it puts on PATH.
     """
     home = home.absolute()
-    if home.is_relative_to(Path(tempfile.gettempdir()).resolve()):
-        raise HomeUnderTemp(f"{home} is under the folder for temporary files; choose another")
     home.mkdir(parents=True, exist_ok=True, mode=0o700)
     _write(home, model_url=model_url, sandbox=SANDBOXED)
     sandbox = SANDBOXED if sandbox_works(home, codex=codex) else UNSANDBOXED
