@@ -83,6 +83,7 @@ def upgrade() -> None:
         sa.Column("retries", sa.Integer(), nullable=False),
         sa.Column("nesting", sa.Integer(), nullable=False),
         sa.Column("event_seq", sa.BigInteger(), nullable=False),
+        sa.Column("canvas", sa.Text(), nullable=True),
         sa.Column("envelope", sa.Text(), nullable=True),
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("updated_at", sa.DateTime(timezone=True), nullable=False),
@@ -107,6 +108,22 @@ def upgrade() -> None:
     op.create_index("ix_jobs_status_seq", "jobs", ["status", "seq"], unique=False)
     op.create_index("ix_jobs_updated_at", "jobs", ["updated_at"], unique=False)
     op.create_index("ix_jobs_worker", "jobs", ["claimed_by", "status"], unique=False)
+    op.create_index(
+        "ix_jobs_expires_at",
+        "jobs",
+        ["expires_at"],
+        unique=False,
+        sqlite_where=sa.text("status = 'queued'"),
+        postgresql_where=sa.text("status = 'queued'"),
+    )
+    op.create_index(
+        "ix_jobs_cancel",
+        "jobs",
+        ["cancel_requested_at"],
+        unique=False,
+        sqlite_where=sa.text("status = 'running'"),
+        postgresql_where=sa.text("status = 'running'"),
+    )
 
     op.create_table(
         "queues",
@@ -213,8 +230,8 @@ def upgrade() -> None:
         "outbox",
         ["seq"],
         unique=False,
-        sqlite_where=sa.text("done_at IS NULL"),
-        postgresql_where=sa.text("done_at IS NULL"),
+        sqlite_where=sa.text("done_at IS NULL AND parked_at IS NULL"),
+        postgresql_where=sa.text("done_at IS NULL AND parked_at IS NULL"),
     )
     counter = sa.table(
         "bridge_state",

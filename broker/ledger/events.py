@@ -1,0 +1,108 @@
+"""A job's log in SQL: entries numbered under the job's row lock, so that a cursor misses none."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from datetime import datetime
+from typing import Any, Final
+from uuid import uuid4
+
+import sqlalchemy as sa
+
+from broker.ledger.jobs import jobs
+from broker.ledger.models import EventRow
+from broker.records import Event, Job, NewEvent
+
+events: Final[sa.Table] = EventRow.__table__  # type: ignore[assignment]
+_COLUMNS: Final = tuple(events.c[field.name] for field in fields(Event))
+
+
+def row(
+    job: Job,
+    seq: int,
+    message: str,
+    payload: Mapping[str, Any] | None,
+    now: datetime,
+    *,
+    level: str = "info",
+    worker_seq: int | None = None,
+) -> dict[str, Any]:
+    """Return one entry, ready to insert."""
+    return {
+        "id": str(uuid4()), "job_id": job.id, "seq": seq, "level": level, "message": message,
+        "payload": payload, "attempt": job.attempt, "fence": job.fence, "worker_seq": worker_seq,
+        "created_at": now,
+    }  # fmt: skip
+
+
+def insert(conn: sa.Connection, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Insert entries whose numbers the caller took under the row lock."""
+    if rows:
+        conn.execute(events.insert(), list(rows))
+
+
+def append(conn: sa.Connection, job: Job, new: Sequence[NewEvent], now: datetime) -> list[Event]:
+    """Append a holder's entries to a job whose row the caller holds locked.
+
+    Those whose ``worker_seq`` this lease has sent before add nothing; the answer names all of
+    them, old and new, as they stand in the log.
+    """
+    sent = [event.worker_seq for event in new if event.worker_seq is not None]
+    known: dict[int | None, Event] = {}
+    if sent:
+        query = sa.select(*_COLUMNS).where(
+            events.c.job_id == job.id, events.c.fence == job.fence, events.c.worker_seq.in_(sent)
+        )
+        known = {event.worker_seq: event for event in _events(conn, query)}
+    fresh = []
+    for event in new:
+        if event.worker_seq is None or event.worker_seq not in known | _by_seq(fresh):
+            fresh.append(event)
+    last = int(
+        conn.execute(
+            jobs.update()
+            .where(jobs.c.id == job.id)
+            .values(event_seq=jobs.c.event_seq + len(fresh))
+            .returning(jobs.c.event_seq)
+        ).scalar_one()
+    )
+    rows = [
+        row(
+            job, last - len(fresh) + at, event.message, event.payload, now,
+            level=event.level, worker_seq=event.worker_seq,
+        )
+        for at, event in enumerate(fresh, start=1)
+    ]  # fmt: skip
+    insert(conn, rows)
+    made = [Event(**values) for values in rows]
+    known |= {event.worker_seq: event for event in made if event.worker_seq is not None}
+    unnumbered = iter([event for event in made if event.worker_seq is None])
+    return [
+        next(unnumbered) if event.worker_seq is None else known[event.worker_seq] for event in new
+    ]
+
+
+def _by_seq(new: Sequence[NewEvent]) -> dict[int | None, None]:
+    return {event.worker_seq: None for event in new if event.worker_seq is not None}
+
+
+def read(
+    conn: sa.Connection,
+    job_id: str,
+    *,
+    after_seq: int | None,
+    after: datetime | None,
+    limit: int,
+) -> list[Event]:
+    """Read a job's log, oldest first, beyond a cursor or a moment."""
+    query = sa.select(*_COLUMNS).where(events.c.job_id == job_id)
+    if after_seq is not None:
+        query = query.where(events.c.seq > after_seq)
+    if after is not None:
+        query = query.where(events.c.created_at > after)
+    return _events(conn, query.order_by(events.c.seq).limit(limit))
+
+
+def _events(conn: sa.Connection, query: sa.Select[Any]) -> list[Event]:
+    return [Event(**found._mapping) for found in conn.execute(query)]  # noqa: SLF001

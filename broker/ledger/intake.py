@@ -1,0 +1,190 @@
+"""How jobs come into the ledger: numbered, unique by task id, each with its first event."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any, Final
+from uuid import NAMESPACE_URL, UUID, uuid5
+
+import sqlalchemy as sa
+
+from broker import effects
+from broker.errors import InvalidPayload
+from broker.ledger import events, jobs, outbox
+from broker.policy import Lane, lane_of
+from broker.records import Ingested, Job, NewJob, Rejection
+from broker.states import Status
+
+#: ids of tasks whose own id is not a UUID (decision 11)
+TASK_NAMESPACE: Final = uuid5(NAMESPACE_URL, "urn:drawbridge:task")
+#: celery's longest result id that every backend keeps
+TASK_ID_MAX: Final = 255
+
+
+def job_id_of(task_id: str) -> str:
+    """Return the job id of a Celery task: the same when that is a UUID, else one made from it."""
+    try:
+        return str(UUID(task_id))
+    except ValueError:
+        return str(uuid5(TASK_NAMESPACE, task_id))
+
+
+def create(conn: sa.Connection, new: NewJob, now: datetime) -> Job:
+    """Insert a job asked for over HTTP; the same creator's same key gets the same job.
+
+    Raises:
+        InvalidPayload: the key was used for another request, or the payload does not fit.
+    """
+    lane = _lane(new)
+    seq, created_at = jobs.number(conn, 1, now)
+    if new.idempotency_key is not None:
+        known = conn.execute(
+            sa.select(jobs.jobs.c.id, jobs.jobs.c.request_digest).where(
+                jobs.jobs.c.created_by == new.created_by,
+                jobs.jobs.c.idempotency_key == new.idempotency_key,
+            )
+        ).first()
+        if known is not None:
+            if known.request_digest != digest(new):
+                raise InvalidPayload("idempotencyKey was used for another request")
+            found = jobs.get(conn, known.id)
+            assert found is not None  # noqa: S101  read under the numbering lock
+            return found
+    return _insert(conn, [(new, lane, seq, created_at, None)])[0]
+
+
+def ingest(
+    conn: sa.Connection, items: Sequence[NewJob | Rejection], now: datetime
+) -> list[Ingested]:
+    """Insert what a bridge took from Celery; every item ends as a row, a duplicate or a conflict.
+
+    A task id seen before with the same retries and nesting is a duplicate. With others it is a
+    conflict, told in the job's log (decision 13).
+    """
+    seq, created_at = jobs.number(conn, len(items), now)
+    known = {
+        task_id: (row.id, row.request_digest)
+        for task_id, row in jobs.identities(conn, [item.task_id for item in items]).items()
+    }
+    fresh: list[_New] = []
+    told: list[tuple[str, str]] = []
+    for at, item in enumerate(items):
+        identity = digest(item)
+        if item.task_id in known:
+            same = known[item.task_id][1] == identity
+            told.append((item.task_id, "duplicate" if same else "conflict"))
+            if not same:
+                _tell_conflict(conn, known[item.task_id][0], fresh, item, now)
+            continue
+        new, lane, reason = _accept(item)
+        known[item.task_id] = (job_id_of(item.task_id), identity)
+        fresh.append((new, lane, seq + at, created_at + jobs.TICK * at, reason))
+        told.append((item.task_id, "new" if reason is None else "rejected"))
+    made = {job.task_id: job for job in _insert(conn, fresh)}
+    return [
+        Ingested(task_id, outcome, made[task_id] if outcome in {"new", "rejected"} else None)
+        for task_id, outcome in told
+    ]
+
+
+#: what is inserted: job, lane, number, moment of creation, why it was rejected
+_New = tuple[NewJob, Lane, int, datetime, str | None]
+
+
+def digest(item: NewJob | Rejection) -> str:
+    """Return what makes two requests the same one.
+
+    For a Celery message that is its retries and nesting (its id is compared already); for HTTP the
+    whole request.
+    """
+    if isinstance(item, Rejection):
+        return "rejected"
+    if item.idempotency_key is None:
+        return f"{item.retries}:{item.nesting}"
+    said = [
+        item.queue, item.type, item.payload, item.priority, item.max_attempts, item.affinity_key,
+    ]  # fmt: skip
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+
+
+def _lane(new: NewJob) -> Lane:
+    return lane_of(new.queue, new.type, new.payload, new.required_capabilities)
+
+
+def _accept(item: NewJob | Rejection) -> tuple[NewJob, Lane, str | None]:
+    """Return the job to insert and, for one that cannot run, why."""
+    if isinstance(item, NewJob):
+        try:
+            return item, _lane(item), None
+        except InvalidPayload as error:
+            return item, Lane(item.queue, item.type, None, ()), error.message
+    new = NewJob(
+        task_id=item.task_id, queue=item.queue, type=item.type, max_attempts=1,
+        envelope=item.envelope,
+    )  # fmt: skip
+    return new, Lane(item.queue, item.type, None, ()), item.reason
+
+
+def _insert(conn: sa.Connection, fresh: Sequence[_New]) -> list[Job]:
+    if not fresh:
+        return []
+    for name in {new.queue for new, *_ in fresh}:
+        jobs.add_queue(conn, name)
+    rows = [_row(*one) for one in fresh]
+    jobs.insert(conn, rows)
+    made = [_job(row) for row in rows]
+    log, told = [], []
+    for job, row in zip(made, rows, strict=True):
+        if job.status is Status.FAILED:
+            payload = {"reason": job.error_message}
+            log.append(events.row(job, 1, "Job rejected", payload, job.created_at, level="error"))
+            told += [(job.id, e) for e in effects.rejected(job, row["canvas"], job.created_at)]
+        else:
+            log.append(events.row(job, 1, "Job queued", {"queue": job.queue}, job.created_at))
+            told += [(job.id, e) for e in effects.received(job, row["envelope"], job.created_at)]
+    events.insert(conn, log)
+    outbox.insert(conn, told, made[0].created_at)
+    return made
+
+
+def _row(
+    new: NewJob, lane: Lane, seq: int, created_at: datetime, reason: str | None
+) -> dict[str, Any]:
+    row: dict[str, Any] = dict.fromkeys(column.name for column in jobs.jobs.c)
+    row |= {
+        "id": job_id_of(new.task_id), "task_id": new.task_id, "queue": new.queue, "type": new.type,
+        "seq": seq, "run": 1, "version": 1, "status": Status.QUEUED, "priority": new.priority,
+        "payload": dict(new.payload), "lane": lane.key, "lane_spec": lane.spec(),
+        "affinity_key": new.affinity_key, "attempt": 1, "max_attempts": new.max_attempts,
+        "fence": 0, "next_attempt_at": new.not_before, "expires_at": new.expires_at,
+        "created_by": new.created_by, "requested_by": new.requested_by,
+        "idempotency_key": new.idempotency_key, "request_digest": digest(new),
+        "retries": new.retries, "nesting": new.nesting, "event_seq": 1,
+        "canvas": effects.canvas_of(new.envelope), "envelope": new.envelope,
+        "created_at": created_at, "updated_at": created_at,
+    }  # fmt: skip
+    if reason is not None:
+        row |= {
+            "status": Status.FAILED, "reason": "rejected", "error_type": effects.REJECTED,
+            "error_message": reason, "finished_at": created_at,
+        }  # fmt: skip
+    return row
+
+
+def _job(row: Mapping[str, Any]) -> Job:
+    return Job(**{name: row[name] for name in Job.__dataclass_fields__})
+
+
+def _tell_conflict(
+    conn: sa.Connection, job_id: str, fresh: Sequence[_New], item: NewJob | Rejection, now: datetime
+) -> None:
+    """Say in the job's log that another message came under its task id."""
+    if any(job_id_of(new.task_id) == job_id for new, *_ in fresh):
+        # both came in one batch: the first is not inserted yet, and its own row says enough
+        return
+    for job, seq, _ in jobs.transition(conn, jobs.jobs.c.id == job_id, now=now):
+        payload = {"retries": getattr(item, "retries", None), "type": item.type}
+        events.insert(conn, [events.row(job, seq, "ingest_conflict", payload, now, level="warn")])

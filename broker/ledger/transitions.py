@@ -1,0 +1,366 @@
+"""Every transition of a job in SQL: the check, the one update, its event and its effects.
+
+Each function runs in the caller's transaction with the job's row locked, so what it checked is
+still true when it writes. The statuses come from ``states.TRANSITIONS``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime, timedelta
+from typing import Any
+
+import sqlalchemy as sa
+
+from broker import effects
+from broker.backoff import lease_lost_delay_s, retry_delay_s
+from broker.errors import JobNotFound, JobStateConflict, LeaseLost, OwnershipMismatch
+from broker.ledger import events, outbox
+from broker.ledger.jobs import (
+    Moved,
+    end_attempt,
+    end_lease,
+    get,
+    jobs,
+    open_attempts,
+    transition,
+)
+from broker.records import ClaimRequest, Holder, Job
+from broker.states import TERMINAL, Status, Trigger, sources, target
+
+#: a worker may ask for a later retry than ours, up to this
+RETRY_AFTER_MAX_S = 3600.0
+
+
+def grant(
+    conn: sa.Connection,
+    ids: Sequence[str],
+    request: ClaimRequest,
+    *,
+    lease_id: str,
+    hold_s: float | None,
+    digest: str | None,
+    now: datetime,
+) -> list[Job]:
+    """Give the jobs that may run now to one worker, under one lease id; one UPDATE for all."""
+    moved = transition(
+        conn,
+        jobs.c.id.in_(ids),
+        jobs.c.status.in_(sources(Trigger.GRANT)),
+        sa.or_(jobs.c.next_attempt_at.is_(None), jobs.c.next_attempt_at <= now),
+        sa.or_(jobs.c.expires_at.is_(None), jobs.c.expires_at > now),
+        now=now,
+        status=Status.RUNNING,
+        claimed_by=request.worker_id,
+        lease_id=lease_id,
+        lease_seconds=request.lease_seconds,
+        lease_expires_at=now + timedelta(seconds=request.lease_seconds),
+        held_until=None if hold_s is None else now + timedelta(seconds=hold_s),
+        next_attempt_at=None,
+        fence=jobs.c.fence + 1,
+        started_at=sa.func.coalesce(jobs.c.started_at, sa.literal(now, jobs.c.started_at.type)),
+    )
+    if not moved:
+        return []
+    open_attempts(conn, [_attempt(one.job, request, digest, now) for one in moved])
+    log, told = [], []
+    for job, seq, _ in moved:
+        payload = {"workerId": job.claimed_by, "attempt": job.attempt, "fence": job.fence}
+        log.append(events.row(job, seq, "Job claimed", payload, now))
+        told += [(job.id, row) for row in effects.granted(job, now)]
+    events.insert(conn, log)
+    outbox.insert(conn, told, now)
+    return sorted((one.job for one in moved), key=lambda job: (-job.priority, job.seq))
+
+
+def _attempt(job: Job, request: ClaimRequest, digest: str | None, now: datetime) -> dict[str, Any]:
+    return {
+        "job_id": job.id, "fence": job.fence, "attempt": job.attempt, "run": job.run,
+        "worker_id": request.worker_id, "lease_id": job.lease_id,
+        "lease_seconds": request.lease_seconds, "claim_key": request.claim_key,
+        "claim_digest": digest, "started_at": now, "ended_at": None, "outcome": None,
+        "error_message": None,
+    }  # fmt: skip
+
+
+def held(
+    conn: sa.Connection, job_id: str, holder: Holder, *, digest: str | None = None
+) -> tuple[Job, bool]:
+    """Lock a job for its holder; True when this very call has already ended its lease.
+
+    The order of the checks is decision 6: repeat, existence, state, owner.
+
+    Raises:
+        JobNotFound: there is none.
+        JobStateConflict: it is not running.
+        OwnershipMismatch: another worker runs it.
+        LeaseLost: this worker runs it under a newer lease.
+    """
+    job = get(conn, job_id, lock=True)
+    if job is None:
+        raise JobNotFound
+    if digest is not None and holder.lease_id is not None:
+        if (job.last_lease_id, job.last_digest) == (holder.lease_id, digest):
+            return job, True
+    check_holder(job, holder)
+    return job, False
+
+
+def check_holder(job: Job, holder: Holder) -> None:
+    """Refuse whoever does not hold the job; raises as ``held`` says."""
+    if job.status is not Status.RUNNING:
+        raise JobStateConflict(f"The job is {job.status}, not running")
+    if job.claimed_by != holder.worker_id:
+        raise OwnershipMismatch
+    if holder.lease_id is not None and holder.lease_id != job.lease_id:
+        raise LeaseLost
+
+
+def complete(
+    conn: sa.Connection,
+    job: Job,
+    *,
+    result: Any,
+    result_summary: str | None,
+    digest: str,
+    now: datetime,
+) -> Job:
+    """End a lease with success."""
+    moved = _move(
+        conn, job, Trigger.COMPLETE, now, digest=digest, finished_at=now, result=result,
+        result_summary=result_summary, reason=None, error_message=None, error_type=None,
+        traceback=None,
+    )  # fmt: skip
+    runtime_s = _end(conn, moved, "succeeded", now)
+    told = effects.succeeded(moved.job, moved.canvas, now, runtime_s=runtime_s)
+    return _tell(conn, moved, "Job completed", {"resultSummary": result_summary}, told, now)
+
+
+def fail(
+    conn: sa.Connection,
+    job: Job,
+    *,
+    error: Mapping[str, str | None],
+    retryable: bool,
+    retry_after_s: float | None,
+    digest: str,
+    now: datetime,
+) -> Job:
+    """End a lease with failure: another attempt, the dead letter, or failed for good."""
+    if job.cancel_requested_at is not None:
+        return cancel(conn, job, now=now, digest=digest)
+    said = {
+        "error_message": error["message"], "error_type": error["type"],
+        "traceback": error["traceback"],
+    }  # fmt: skip
+    if retryable and job.attempt < job.max_attempts:
+        delay_s = retry_delay_s(job.id, job.attempt)
+        if retry_after_s is not None:
+            delay_s = min(RETRY_AFTER_MAX_S, retry_after_s)
+        return _retry(conn, job, Trigger.RETRY, delay_s, said, now, digest=digest)
+    trigger = Trigger.EXHAUST if retryable else Trigger.FAIL
+    return _fail_for_good(conn, job, trigger, said, now, digest=digest, worker=job.claimed_by)
+
+
+def lose(conn: sa.Connection, job: Job, *, now: datetime) -> Job:
+    """End a lease that ran out: another attempt after a while, or the dead letter."""
+    if job.cancel_requested_at is not None:
+        return cancel(conn, job, now=now)
+    said = {
+        "error_message": f"Worker {job.claimed_by} lost its lease",
+        "error_type": effects.WORKER_LOST,
+        "traceback": None,
+    }
+    if job.attempt < job.max_attempts:
+        delay_s = lease_lost_delay_s(job.id, job.attempt)
+        return _retry(conn, job, Trigger.LOSE, delay_s, said, now)
+    return _fail_for_good(conn, job, Trigger.LOSE_LAST, said, now, worker=None)
+
+
+def release(
+    conn: sa.Connection,
+    job: Job,
+    *,
+    outcome: str,
+    reason: str | None = None,
+    digest: str | None = None,
+    now: datetime,
+) -> Job:
+    """Give a job back; costs no attempt. ``outcome`` is released or undelivered."""
+    if job.cancel_requested_at is not None:
+        return cancel(conn, job, now=now, digest=digest)
+    moved = _move(conn, job, Trigger.RELEASE, now, digest=digest, claimed_by=None)
+    _end(conn, moved, outcome, now, reason)
+    payload = {"outcome": outcome, "reason": reason, "workerId": job.claimed_by}
+    return _tell(conn, moved, "Job released", payload, [], now)
+
+
+def request_cancel(
+    conn: sa.Connection, job: Job, *, reason: str | None, requested_by: str | None, now: datetime
+) -> Job:
+    """Cancel a queued job, or ask the holder of a running one to stop; a repeat changes nothing.
+
+    Raises:
+        JobStateConflict: it has ended otherwise.
+    """
+    if job.status is Status.CANCELLED or job.cancel_requested_at is not None:
+        if job.status in TERMINAL and job.status is not Status.CANCELLED:
+            raise JobStateConflict(f"The job is {job.status}")
+        return job
+    if job.status in TERMINAL:
+        raise JobStateConflict(f"The job is {job.status}")
+    asked = {"cancel_requested_at": now, "cancel_reason": reason}
+    if requested_by is not None:
+        asked["requested_by"] = requested_by
+    if job.status is Status.QUEUED:
+        return cancel(conn, job, now=now, **asked)
+    moved = transition(conn, jobs.c.id == job.id, now=now, **asked)[0]
+    payload = {"reason": reason, "requestedBy": requested_by}
+    return _tell(conn, moved, "Cancel requested", payload, [], now)
+
+
+def acknowledge_cancel(
+    conn: sa.Connection, job: Job, *, message: str | None, digest: str, now: datetime
+) -> Job:
+    """End a lease whose holder stopped because of a cancel request.
+
+    Raises:
+        JobStateConflict: nobody asked for one.
+    """
+    if job.cancel_requested_at is None:
+        raise JobStateConflict("Nobody asked to cancel this job")
+    return cancel(conn, job, now=now, digest=digest, message=message)
+
+
+def cancel(
+    conn: sa.Connection,
+    job: Job,
+    *,
+    now: datetime,
+    reason: str = "cancelled",
+    digest: str | None = None,
+    message: str | None = None,
+    **values: Any,
+) -> Job:
+    """End a job from our side; ``reason`` is cancelled or expired."""
+    running = job.status is Status.RUNNING
+    moved = _move(
+        conn, job, Trigger.CANCEL, now, digest=digest, finished_at=now, reason=reason,
+        next_attempt_at=None, **values,
+    )  # fmt: skip
+    if running:
+        _end(conn, moved, "cancelled", now, message)
+    told = effects.revoked(moved.job, moved.canvas, now, terminated=running)
+    payload = {"reason": moved.job.cancel_reason or reason, "message": message}
+    return _tell(conn, moved, "Job cancelled", payload, told, now)
+
+
+# -- what they share -------------------------------------------------------------------------
+
+
+def _move(
+    conn: sa.Connection,
+    job: Job,
+    trigger: Trigger,
+    now: datetime,
+    *,
+    digest: str | None = None,
+    **values: Any,
+) -> Moved:
+    """Move one job whose row is locked; its lease ends, whatever the trigger."""
+    goal = target(job.status, trigger)
+    if job.status is Status.RUNNING:
+        values |= end_lease() | {"last_digest": digest}
+    where = [jobs.c.id == job.id, jobs.c.status == job.status]
+    if job.lease_id is not None:
+        where.append(jobs.c.lease_id == job.lease_id)
+    moved = transition(conn, *where, now=now, status=goal, **values)
+    if not moved:
+        raise JobStateConflict
+    return moved[0]
+
+
+def _retry(
+    conn: sa.Connection,
+    job: Job,
+    trigger: Trigger,
+    delay_s: float,
+    said: dict[str, str | None],
+    now: datetime,
+    *,
+    digest: str | None = None,
+) -> Job:
+    due = now + timedelta(seconds=delay_s)
+    moved = _move(
+        conn, job, trigger, now, digest=digest, claimed_by=None, attempt=jobs.c.attempt + 1,
+        next_attempt_at=due, **said,
+    )  # fmt: skip
+    lost = trigger is Trigger.LOSE
+    outcome, title = ("lost", "Lease expired") if lost else ("failed", "Job failed (retryable)")
+    _end(conn, moved, outcome, now, said["error_message"])
+    payload = {"retryable": True, "status": str(moved.job.status), "nextAttemptAt": _iso(due)}
+    told = effects.retried(
+        moved.job, effects.error_of(moved.job), now, worker=None if lost else job.claimed_by
+    )
+    ended = replace(moved.job, attempt=job.attempt)
+    moved = moved._replace(job=ended)
+    _tell(conn, moved, title, payload | _why(said, job), told, now, level="warn")
+    return replace(ended, attempt=job.attempt + 1)
+
+
+def _fail_for_good(
+    conn: sa.Connection,
+    job: Job,
+    trigger: Trigger,
+    said: dict[str, str | None],
+    now: datetime,
+    *,
+    digest: str | None = None,
+    worker: str | None,
+) -> Job:
+    reason = None if trigger is Trigger.FAIL else "attempts_exhausted"
+    moved = _move(
+        conn, job, trigger, now, digest=digest, finished_at=now, reason=reason, **said
+    )  # fmt: skip
+    lost = trigger is Trigger.LOSE_LAST
+    _end(conn, moved, "lost" if lost else "failed", now, said["error_message"])
+    payload: dict[str, Any] = {
+        "retryable": trigger is not Trigger.FAIL, "status": str(moved.job.status),
+        "nextAttemptAt": None,
+    }  # fmt: skip
+    told = effects.failed(moved.job, moved.canvas, now, worker=worker)
+    title = "Lease expired" if lost else "Job failed"
+    return _tell(conn, moved, title, payload | _why(said, job), told, now, level="error")
+
+
+def _why(said: Mapping[str, str | None], job: Job) -> dict[str, Any]:
+    return {"errorMessage": said["error_message"], "workerId": job.claimed_by}
+
+
+def _end(
+    conn: sa.Connection, moved: Moved, outcome: str, now: datetime, error: str | None = None
+) -> float:
+    """Close the attempt; returns how many seconds it took."""
+    started = end_attempt(conn, moved.job, outcome=outcome, now=now, error=error)
+    return max(0.0, (now - started).total_seconds()) if started else 0.0
+
+
+def _tell(
+    conn: sa.Connection,
+    moved: Moved,
+    title: str,
+    payload: Mapping[str, Any],
+    told: Sequence[effects.Row],
+    now: datetime,
+    *,
+    level: str = "info",
+) -> Job:
+    log = events.row(moved.job, moved.event_seq, title, payload, now, level=level)
+    events.insert(conn, [log])
+    outbox.insert(conn, [(moved.job.id, row) for row in told], now)
+    return moved.job
+
+
+def _iso(moment: datetime) -> str:
+    return moment.isoformat().replace("+00:00", "Z")

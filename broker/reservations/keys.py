@@ -1,0 +1,78 @@
+"""Every key of the reservations: its name, its type and who writes it.
+
+All keys of a queue share the hash tag ``{db:<queue>}``; under ``g<n>:`` lies one generation:
+
+================  ======  =====================================================================
+``gen``           string  number of the generation that counts; written last by a rebuild
+``building``      string  token of who rebuilds just now
+``wake``          channel jobs came to a lane: ``{queue, lane, n}``
+``lane:<lane>``   zset    ready jobs, ``<seq>:<id>`` by -priority
+``lanes``         zset    spec of each lane by the version it came with; only grows
+``lanes_ver``     string  counts lanes
+``scheduled``     zset    job id by the moment it becomes ready, epoch ms
+``granting``      zset    job id by the moment an untaken grant lapses
+``reserved``      zset    job id by the moment its lease ends
+``job:<id>``      hash    ver lane member rank, and of a held job lease worker lease_ms json cancel
+================  ======  =====================================================================
+
+Global ones: ``{db:}:seen`` zset, worker id by when it was last seen; ``{db:}:revoked`` set, ids of
+revoked credentials; ``{db:}:owner:<what>`` string, which process owns a duty.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Final
+
+SEEN: Final = "{db:}:seen"
+REVOKED: Final = "{db:}:revoked"
+#: pattern of all wake-up channels
+WAKE_PATTERN: Final = "{db:*}:wake"
+
+#: a brace would break the hash tag, a control character the logs
+QUEUE_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
+
+
+def owner(duty: str) -> str:
+    """Name the key that says which process owns a duty."""
+    return f"{{db:}}:owner:{duty}"
+
+
+@dataclass(frozen=True, slots=True)
+class QueueKeys:
+    """The keys of one queue in one generation."""
+
+    queue: str
+    generation: int = 0
+
+    @property
+    def tag(self) -> str:
+        """What all keys of the queue begin with."""
+        return f"{{db:{self.queue}}}:"
+
+    @property
+    def pointer(self) -> str:
+        """The key that names the generation that counts."""
+        return f"{self.tag}gen"
+
+    @property
+    def building(self) -> str:
+        """The key of whoever rebuilds."""
+        return f"{self.tag}building"
+
+    @property
+    def channel(self) -> str:
+        """The wake-up channel."""
+        return f"{self.tag}wake"
+
+    @property
+    def prefix(self) -> str:
+        """What all keys of the generation begin with."""
+        return f"{self.tag}g{self.generation}:"
+
+    @property
+    def script_keys(self) -> list[str]:
+        """KEYS of every script, as the prelude numbers them."""
+        names = ("scheduled", "granting", "reserved", "lanes", "lanes_ver")
+        return [self.pointer, *(self.prefix + name for name in names)]

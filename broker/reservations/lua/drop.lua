@@ -1,0 +1,21 @@
+#!lua flags=allow-oom
+-- drop: forget jobs that have ended.
+--
+-- KEYS as in the prelude
+-- ARGV 4.. two a job: id, ver
+-- Returns how many jobs were known.
+-- Raises  GEN.
+-- Again   nothing; what the ledger has moved on since (a higher ver) stays.
+local dropped = 0
+for at = 4, #ARGV, 2 do
+  local id = ARGV[at]
+  local old = redis.call('HMGET', job_key(id), 'ver', 'lane', 'member')
+  if old[1] and tonumber(old[1]) <= tonumber(ARGV[at + 1]) then
+    unindex(id, old[2], old[3])
+    redis.call('DEL', job_key(id))
+    dropped = dropped + 1
+  elseif not old[1] then
+    unindex(id)
+  end
+end
+return dropped

@@ -1,0 +1,401 @@
+"""The reservations as Python calls: one method a script, generations and lanes kept in mind."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Final, TypeVar
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from broker.errors import GenerationMoved, ReservationsUnavailable
+from broker.policy import Lane
+from broker.reservations.keys import REVOKED, SEEN, WAKE_PATTERN, QueueKeys
+from broker.reservations.scripts import LanesMoved, Scripts
+from broker.states import Index
+
+#: between reserve and the ledger's word
+GRANT_HOLD_MS: Final = 10_000
+#: a sweep that died is resumed after this
+EXPIRING_AGAIN_MS: Final = 10_000
+#: after a call that timed out, others fail at once for as long
+BREAK_S: Final = 1.0
+#: jobs per script call; Lua's stack ends near 8,000 values
+BATCH: Final = 200
+#: how long a builder may be silent before another takes over
+BUILDING_MS: Final = 30_000
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placement:
+    """Where the ledger says a live job belongs."""
+
+    id: str
+    index: Index
+    #: ready again or lease ends, epoch ms; unused for ready
+    at_ms: int
+    version: int
+    lane: Lane
+    member: str
+    priority: int
+    lease_id: str = ""
+    worker_id: str = ""
+    lease_ms: int = 0
+    cancel: str = ""
+    json: str = ""
+
+    def args(self) -> list[Any]:
+        """Return it as admit.lua reads it."""
+        return [
+            self.id, str(self.index), self.at_ms, self.version, self.lane.key, self.lane.spec(),
+            self.member, -self.priority, self.lease_id, self.worker_id, self.lease_ms,
+            self.cancel, self.json,
+        ]  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Reserved:
+    """What reserve.lua held: the server's clock, how much is overdue, and the job ids."""
+
+    now_ms: int
+    overdue: int
+    ids: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Renewed:
+    """A lease extended in Redis alone."""
+
+    deadline_ms: int
+    job: str
+    cancel: str
+
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    """A grant or lease past its deadline."""
+
+    id: str
+    lease_id: str
+    index: Index
+
+
+@dataclass(slots=True)
+class _Known:
+    """What this process remembers of one queue."""
+
+    generation: int
+    lanes_ver: int = 0
+    lanes: dict[str, Lane] = field(default_factory=dict)
+
+
+class Reservations:
+    """All that is asked of Redis; every call may raise ``ReservationsUnavailable``."""
+
+    def __init__(self, client: redis.Redis, *, shebang: bool = True) -> None:
+        """Use a client that never retries by itself (``connect`` makes one)."""
+        self.client = client
+        self._scripts = Scripts(client, shebang=shebang)
+        self._known: dict[str, _Known] = {}
+        self._lock = threading.Lock()
+        self._down_until = 0.0
+
+    @classmethod
+    def connect(cls, url: str) -> Reservations:
+        """Connect lazily; redis-py's own retries would run a script again whose reply came late."""
+        client: redis.Redis = redis.Redis.from_url(
+            url,
+            decode_responses=True,
+            socket_timeout=2.0,
+            socket_connect_timeout=2.0,
+            health_check_interval=15,
+            retry=Retry(NoBackoff(), 0),
+        )
+        return cls(client)
+
+    def close(self) -> None:
+        """Drop all connections."""
+        self.client.close()
+
+    @contextmanager
+    def _guard(self) -> Iterator[None]:
+        if time.monotonic() < self._down_until:
+            raise ReservationsUnavailable
+        try:
+            yield
+        except (redis.ConnectionError, redis.TimeoutError) as error:
+            if isinstance(error, redis.TimeoutError):
+                self._down_until = time.monotonic() + BREAK_S
+            raise ReservationsUnavailable from error
+
+    # -- generations and lanes ---------------------------------------------------------------
+
+    def generation(self, queue: str) -> int | None:
+        """Read which generation of a queue counts; None when the index is lost or never built."""
+        with self._guard():
+            value: Any = self.client.get(QueueKeys(queue).pointer)
+        return None if value is None else int(value)
+
+    def _get_known(self, queue: str, *, fresh: bool = False) -> _Known:
+        known = self._known.get(queue)
+        if known is None or fresh:
+            generation = self.generation(queue)
+            if generation is None:
+                raise GenerationMoved
+            with self._lock:
+                known = self._known.get(queue)
+                if known is None or known.generation != generation:
+                    known = self._known[queue] = _Known(generation)
+        return known
+
+    def _call(
+        self, name: str, queue: str, args: Callable[[_Known], list[Any]], *, now_ms: int | None
+    ) -> Any:
+        """Run a script in the generation that counts, once more if ours was old."""
+        moment = "" if now_ms is None else now_ms
+        for fresh in (False, True):
+            known = self._get_known(queue, fresh=fresh)
+            keys = QueueKeys(queue, known.generation)
+            head = [known.generation, keys.prefix, moment]
+            try:
+                with self._guard():
+                    return self._scripts.call(name, keys.script_keys, head + args(known))
+            except GenerationMoved:
+                if fresh:
+                    raise
+        raise GenerationMoved
+
+    def _learn_lanes(self, queue: str, known: _Known) -> None:
+        keys = QueueKeys(queue, known.generation)
+        with self._guard():
+            rows: Any = self.client.zrangebyscore(
+                keys.prefix + "lanes", f"({known.lanes_ver}", "+inf", withscores=True
+            )
+        with self._lock:
+            for spec, version in rows:
+                lane = Lane.from_spec(spec)
+                known.lanes[lane.key] = lane
+                known.lanes_ver = max(known.lanes_ver, int(version))
+
+    def lane(self, queue: str, key: str) -> Lane | None:
+        """Look a lane up by its key, asking Redis when it is new to this process."""
+        known = self._get_known(queue)
+        if key not in known.lanes:
+            self._learn_lanes(queue, known)
+        return known.lanes.get(key)
+
+    def _matching(self, known: _Known, allows: Callable[[Lane], bool]) -> list[Lane]:
+        with self._lock:
+            lanes = list(known.lanes.values())
+        return [lane for lane in lanes if allows(lane)]
+
+    # -- the scripts -------------------------------------------------------------------------
+
+    def admit(
+        self,
+        queue: str,
+        placements: Sequence[Placement],
+        *,
+        force: bool = False,
+        now_ms: int | None = None,
+    ) -> int:
+        """Put jobs where the ledger says they belong; admit.lua."""
+        head = [QueueKeys(queue).channel, queue, int(force)]
+        return sum(
+            int(self._call("admit", queue, lambda _, a=args: head + a, now_ms=now_ms))  # type: ignore[misc]
+            for args in (
+                [value for placement in part for value in placement.args()]
+                for part in _parts(placements)
+            )
+        )
+
+    def drop(self, queue: str, versions: Sequence[tuple[str, int]]) -> int:
+        """Forget ended jobs, each by id and version; drop.lua."""
+        return sum(
+            int(self._call("drop", queue, lambda _, a=args: a, now_ms=None))  # type: ignore[misc]
+            for args in ([v for pair in part for v in pair] for part in _parts(versions))
+        )
+
+    def forget(self, queue: str, job_ids: Sequence[str]) -> None:
+        """Drop entries of jobs that the ledger never had or has forgotten."""
+        # above any version a job can reach: numbers stay exact in Lua below 2**53
+        self.drop(queue, [(job_id, 2**53) for job_id in job_ids])
+
+    def reserve(
+        self,
+        queue: str,
+        allows: Callable[[Lane], bool],
+        *,
+        lease_id: str,
+        worker_id: str,
+        limit: int = 1,
+        now_ms: int | None = None,
+    ) -> Reserved:
+        """Hold the best ready jobs of the lanes a worker may see; reserve.lua."""
+        channel = QueueKeys(queue).channel
+
+        def args(known: _Known) -> list[Any]:
+            lanes = [lane.key for lane in self._matching(known, allows)]
+            return [
+                known.lanes_ver, lease_id, worker_id, GRANT_HOLD_MS, limit, channel, queue, *lanes,
+            ]  # fmt: skip
+
+        now, overdue, *ids = self._with_lanes("reserve", queue, args, now_ms=now_ms)
+        return Reserved(int(now), int(overdue), tuple(ids))
+
+    def head(self, queue: str, allows: Callable[[Lane], bool]) -> tuple[int, str] | None:
+        """Name (rank, member) of the best ready job a worker may see; heads.lua."""
+
+        def args(known: _Known) -> list[Any]:
+            return [known.lanes_ver, *(lane.key for lane in self._matching(known, allows))]
+
+        best = self._with_lanes("heads", queue, args, now_ms=None)
+        return None if best is None else (int(best[0]), best[1])
+
+    def _with_lanes(
+        self, name: str, queue: str, args: Callable[[_Known], list[Any]], *, now_ms: int | None
+    ) -> Any:
+        for _ in range(5):
+            try:
+                return self._call(name, queue, args, now_ms=now_ms)
+            except LanesMoved:
+                self._learn_lanes(queue, self._get_known(queue))
+        raise ReservationsUnavailable("the lane table grows faster than it can be read")
+
+    def confirm(
+        self,
+        queue: str,
+        jobs: Sequence[tuple[str, int, str]],
+        *,
+        lease_id: str,
+        index: Index,
+        hold_ms: int,
+        lease_ms: int,
+        now_ms: int | None = None,
+    ) -> int:
+        """Give granted jobs (id, version, json) their deadline; confirm.lua."""
+        args = [lease_id, str(index), hold_ms, lease_ms, *(v for job in jobs for v in job)]
+        return int(self._call("confirm", queue, lambda _: args, now_ms=now_ms))
+
+    def renew(
+        self,
+        queue: str,
+        job_id: str,
+        *,
+        lease_id: str | None,
+        worker_id: str,
+        lease_ms: int | None,
+        now_ms: int | None = None,
+    ) -> Renewed | None:
+        """Extend a lease, or with ``lease_ms=None`` take its grant up; None: ask the ledger."""
+        args = [job_id, lease_id or "", worker_id, "" if lease_ms is None else lease_ms]
+        answer = self._call("renew", queue, lambda _: args, now_ms=now_ms)
+        return None if answer is None else Renewed(int(float(answer[0])), answer[1], answer[2])
+
+    def due(self, queue: str, *, limit: int, now_ms: int | None = None) -> tuple[int, list[Due]]:
+        """Name overdue grants and leases, with the server's clock; due.lua."""
+        args = [limit, EXPIRING_AGAIN_MS]
+        now, *rest = self._call("due", queue, lambda _: args, now_ms=now_ms)
+        triples = zip(rest[::3], rest[1::3], rest[2::3], strict=True)
+        return int(now), [Due(id, lease, Index(index)) for id, lease, index in triples]  # noqa: A001
+
+    def promote(self, queue: str, *, limit: int, now_ms: int | None = None) -> int:
+        """Make due scheduled jobs ready; promote.lua."""
+        args = [QueueKeys(queue).channel, queue, limit]
+        return int(self._call("promote", queue, lambda _: args, now_ms=now_ms))
+
+    # -- rebuild -----------------------------------------------------------------------------
+
+    def start_building(self, queue: str, token: str) -> bool:
+        """Become the one who rebuilds a queue's index; False while another is at it."""
+        with self._guard():
+            return bool(self.client.set(QueueKeys(queue).building, token, nx=True, px=BUILDING_MS))
+
+    def build(
+        self, queue: str, generation: int, token: str, placements: Sequence[Placement]
+    ) -> None:
+        """Fill a generation nobody reads yet; ``GenerationMoved`` when the duty was lost."""
+        keys = QueueKeys(queue, generation)
+        for part in _parts(placements):
+            args = [value for placement in part for value in placement.args()]
+            head = [token, keys.prefix, "", keys.channel, queue, 0]
+            with self._guard():
+                self._scripts.call("admit", [keys.building, *keys.script_keys[1:]], head + args)
+                self.client.pexpire(keys.building, BUILDING_MS)
+
+    def publish(self, queue: str, generation: int, token: str, lanes: Mapping[str, int]) -> None:
+        """Make a built generation the one that counts, and wake claims for its lanes."""
+        keys = QueueKeys(queue, generation)
+        args = [token, keys.prefix, "", keys.pointer, generation]
+        with self._guard():
+            self._scripts.call("publish", [keys.building, *keys.script_keys[1:]], args)
+            for lane, n in lanes.items():
+                wake = json.dumps({"queue": queue, "lane": lane, "n": n})
+                self.client.publish(keys.channel, wake)
+
+    def sweep_generations(self, queue: str, current: int) -> int:
+        """Remove the keys of every generation but the current one; returns how many."""
+        keys = QueueKeys(queue, current)
+        removed = 0
+        with self._guard():
+            # the tag holds no glob characters: QUEUE_NAME forbids them
+            for key in self.client.scan_iter(match=f"{keys.tag}g*:*", count=1000):
+                if not key.startswith(keys.prefix):
+                    removed += int(self.client.unlink(key))
+        return removed
+
+    # -- what belongs to no queue ------------------------------------------------------------
+
+    def clock_ms(self) -> float:
+        """Read the server's clock."""
+        with self._guard():
+            answer: Any = self.client.time()
+        return int(answer[0]) * 1000 + int(answer[1]) / 1000
+
+    def mark_seen(self, worker_id: str, now_ms: int) -> None:
+        """Remember when a worker was last seen."""
+        with self._guard():
+            self.client.zadd(SEEN, {worker_id: now_ms})
+
+    def revoke(self, credential_id: str) -> None:
+        """Remember a revoked credential, for edges that cannot reach the ledger."""
+        with self._guard():
+            self.client.sadd(REVOKED, credential_id)
+
+    def is_revoked(self, credential_id: str) -> bool:
+        """Tell whether a credential was revoked."""
+        with self._guard():
+            return bool(self.client.sismember(REVOKED, credential_id))
+
+    def wakes(self, *, timeout_s: float = 1.0) -> Iterator[tuple[str, str, int] | None]:
+        """Yield wake-ups (queue, lane, n) for ever, and None when nothing came for a while.
+
+        Ends by ``ReservationsUnavailable``; pub/sub may drop messages, so waiters look by
+        themselves now and then.
+        """
+        with self._guard():
+            pubsub = self.client.pubsub(ignore_subscribe_messages=True)
+            pubsub.psubscribe(WAKE_PATTERN)
+        try:
+            while True:
+                with self._guard():
+                    message: Any = pubsub.get_message(timeout=timeout_s)
+                if message is None or message["type"] != "pmessage":
+                    yield None
+                    continue
+                data = json.loads(message["data"])
+                yield data["queue"], data["lane"], int(data["n"])
+        finally:
+            pubsub.close()
+
+
+def _parts(items: Sequence[T]) -> Iterable[Sequence[T]]:
+    return (items[at : at + BATCH] for at in range(0, len(items), BATCH))
