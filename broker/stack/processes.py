@@ -44,6 +44,8 @@ class Program:
     log: Path
     ready: Callable[[], bool] = field(repr=False)
     grace_s: float = 10.0
+    #: When to ask a second time, of programs that take the first for "finish what you have".
+    insist_s: float | None = None
 
 
 class StartFailed(Exception):
@@ -101,15 +103,21 @@ class Child:
         """Ask it to end, and kill it and all it started when it does not; may be repeated."""
         descendants = _descendants(self.pid)
         if self.exit_code is None:
-            self._process.terminate()
-            try:
-                self._process.wait(self.program.grace_s)
-            except subprocess.TimeoutExpired:
+            asks = (self.program.insist_s, self.program.grace_s)
+            if not any(self._ask(wait_s) for wait_s in asks if wait_s is not None):
                 logger.warning("%s did not stop in time and is killed", self.program.name)
                 descendants += _descendants(self.pid)
                 self._process.kill()
                 self._process.wait()
         self._sweep(descendants)
+
+    def _ask(self, wait_s: float) -> bool:
+        self._process.terminate()
+        try:
+            self._process.wait(wait_s)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
 
     def _sweep(self, descendants: list[psutil.Process]) -> None:
         # Nobody is left in its group unless it ended without looking after its own children.

@@ -36,6 +36,8 @@ GRACE_S: Final = 10.0
 BRIDGE_GRACE_S: Final = 15.0
 #: A worker stops its child first, which has ten seconds of its own.
 WORKER_GRACE_S: Final = 20.0
+#: Told once a worker finishes its jobs, told twice it gives them back.
+WORKER_INSIST_S: Final = 3.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,7 +132,9 @@ class Programs:
         edge = ("--url", self.addresses.edge_url, "--token-file", str(token))
         me = ("--worker-id", worker_id, "--work-dir", str(self.folder.data(worker_id)))
         argv = (command("drawbridge-worker"), "run", *edge, *me, *arguments)
-        return self._program(worker_id, argv, own, ready, grace_s=WORKER_GRACE_S)
+        return self._program(
+            worker_id, argv, own, ready, grace_s=WORKER_GRACE_S, insist_s=WORKER_INSIST_S
+        )
 
     def server(self, name: str, *, port: int, options: tuple[str, ...]) -> Program:
         """Return an embedded Valkey."""
@@ -146,6 +150,7 @@ class Programs:
         ready: Callable[[], bool],
         *,
         grace_s: float = GRACE_S,
+        insist_s: float | None = None,
     ) -> Program:
         machine = {n: self.environ[n] for n in _MACHINE if n in self.environ}
         return Program(
@@ -156,6 +161,7 @@ class Programs:
             log=self.folder.log(name),
             ready=ready,
             grace_s=grace_s,
+            insist_s=insist_s,
         )
 
 

@@ -1,5 +1,6 @@
 """The stack's processes: started in order, restarted when they die, stopped in reverse."""
 
+import dataclasses
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -171,6 +172,17 @@ def test_a_stubborn_child_is_killed_with_what_it_started(
     supervisor.stop()
     until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE, what="gone")
     assert not psutil.pid_exists(mother.pid)
+
+
+def test_who_takes_the_first_signal_for_patience_is_told_again(
+    supervisor: Supervisor, program: Callable[..., Program], tmp_path: Path
+):
+    code = "import signal; signal.pthread_sigmask(signal.SIG_BLOCK, [15])\n"
+    code += "print('up', flush=True); signal.sigwait([15]); signal.sigwait([15])\n"
+    code += "open('told', 'w').write('twice')"
+    supervisor.start(dataclasses.replace(program("worker", code), insist_s=0.3))
+    supervisor.stop()
+    assert (tmp_path / "told").read_text() == "twice"
 
 
 def test_what_a_killed_stack_left_running_is_ended_by_the_next(
