@@ -1,0 +1,191 @@
+"""When the edge is asked again: the calls of `wire.py` with one retry policy.
+
+The heartbeat is not here. Its next tick is its retry, and a late one is worth nothing.
+"""
+
+import logging
+import random
+import threading
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import tenacity
+
+from remote_worker.artifacts import Artifact
+from remote_worker.clock import Clock, steady
+from remote_worker.errors import LeaseLost, Refused, Unanswered
+from remote_worker.job import Event, Job, Welcome
+from remote_worker.wire import Wire
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+#: What the edge says of a job that is not ours (any more). 410 for an edge that forgets.
+_NOT_OURS = frozenset({403, 404, 409, 410})
+_FIRST_WAIT_S = 0.5
+_LONGEST_WAIT_S = 30.0
+_HURRIED_S = 0.5
+_HELLO_TRIES = 3
+_EVENT_TRIES = 3
+
+#: Asked before every further try: has it lost its point?
+GiveUp = Callable[[], bool]
+
+
+def wait_s(tries: int, *, retry_after_s: float, draw: Callable[[float, float], float]) -> float:
+    """Return how long to wait after so many tries: spread out, never less than was asked for."""
+    ceiling = min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2 ** min(tries - 1, 16))
+    return max(retry_after_s, draw(0, ceiling))
+
+
+def _sleep(seconds: float, hurry: threading.Event) -> None:
+    """Wait, or only a moment when somebody waits for the end of us."""
+    if hurry.wait(seconds):
+        time.sleep(min(seconds, _HURRIED_S))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pace:
+    """Time and chance, so that tests have neither."""
+
+    sleep: Callable[[float, threading.Event], None] = _sleep
+    draw: Callable[[float, float], float] = random.uniform
+    clock: Clock = steady
+
+
+class Client:
+    """The edge, asked until it answers."""
+
+    def __init__(self, wire: Wire, *, pace: Pace | None = None) -> None:
+        self.wire = wire
+        self._pace = pace or Pace()
+        self._hurry = threading.Event()
+
+    def hurry(self) -> None:
+        """Cut every wait short from now on: the daemon is being stopped."""
+        self._hurry.set()
+
+    def hello(
+        self, *, types: Sequence[str], capabilities: Sequence[str], concurrency: int
+    ) -> Welcome:
+        """Say who is here."""
+        return self._ask(
+            lambda: self.wire.hello(
+                types=types, capabilities=capabilities, concurrency=concurrency
+            ),
+            tries=_HELLO_TRIES,
+        )
+
+    def claim(
+        self,
+        *,
+        types: Sequence[str],
+        capabilities: Sequence[str],
+        lease_s: int,
+        wait_s: int,
+        max_jobs: int,
+        give_up: GiveUp,
+    ) -> list[Job]:
+        """Ask for jobs until an answer comes: one key, so a lost answer is given again.
+
+        Raises Unanswered when the daemon gave up in between.
+        """
+        key = str(uuid.uuid4())
+        return self._ask(
+            lambda: self.wire.claim(
+                key=key,
+                types=types,
+                capabilities=capabilities,
+                lease_s=lease_s,
+                wait_s=wait_s,
+                max_jobs=max_jobs,
+            ),
+            give_up=give_up,
+        )
+
+    def append(self, job: Job, events: Sequence[Event]) -> None:
+        """Append events, with a few tries: nobody waits long for a line of a log."""
+        self._own(lambda: self.wire.append(job, events), tries=_EVENT_TRIES)
+
+    def upload(self, job: Job, artifact: Artifact, *, give_up: GiveUp) -> str:
+        """Upload a file and return the artifact's id."""
+        return self._own(lambda: self.wire.upload(job, artifact), give_up=give_up)
+
+    def complete(
+        self, job: Job, *, summary: str, result: Mapping[str, object], give_up: GiveUp
+    ) -> None:
+        """Say that the work is done."""
+        self._own(lambda: self.wire.complete(job, summary=summary, result=result), give_up=give_up)
+
+    def fail(
+        self, job: Job, *, message: str, error_type: str, retryable: bool, give_up: GiveUp
+    ) -> None:
+        """Say that it cannot be done."""
+        self._own(
+            lambda: self.wire.fail(
+                job, message=message, error_type=error_type, retryable=retryable
+            ),
+            give_up=give_up,
+        )
+
+    def release(self, job: Job, *, give_up: GiveUp) -> None:
+        """Give the job back; at an edge without that route fail it for another try."""
+
+        def ask() -> None:
+            try:
+                self.wire.release(job)
+            except Refused as no:
+                if no.status not in (404, 405) or no.code == "job_not_found":
+                    raise
+                self.wire.fail(
+                    job,
+                    message="the worker was stopped",
+                    error_type="worker_stopped",
+                    retryable=True,
+                )
+
+        self._own(ask, give_up=give_up)
+
+    def acknowledge_cancel(self, job: Job, *, message: str, give_up: GiveUp) -> None:
+        """Say that a cancelled job has been stopped."""
+        self._own(lambda: self.wire.acknowledge_cancel(job, message=message), give_up=give_up)
+
+    def _own(
+        self, call: Callable[[], T], *, give_up: GiveUp = lambda: False, tries: int | None = None
+    ) -> T:
+        """Ask about a job of ours; LeaseLost when it no longer is."""
+        try:
+            return self._ask(call, give_up=give_up, tries=tries)
+        except Refused as no:
+            if no.status in _NOT_OURS:
+                raise LeaseLost(str(no)) from no
+            raise
+
+    def _ask(
+        self, call: Callable[[], T], *, give_up: GiveUp = lambda: False, tries: int | None = None
+    ) -> T:
+        """Ask until there is an answer, the tries are used up or it has lost its point."""
+        retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type(Unanswered),
+            wait=self._wait,
+            stop=lambda state: give_up() or (tries is not None and state.attempt_number >= tries),
+            sleep=lambda seconds: self._pace.sleep(seconds, self._hurry),
+            before_sleep=_note,
+            reraise=True,
+        )
+        return retrying(call)
+
+    def _wait(self, state: tenacity.RetryCallState) -> float:
+        """Return the pause after a try that got no answer."""
+        error = state.outcome.exception() if state.outcome else None
+        after = error.retry_after_s if isinstance(error, Unanswered) else 0.0
+        return wait_s(state.attempt_number, retry_after_s=after, draw=self._pace.draw)
+
+
+def _note(state: tenacity.RetryCallState) -> None:
+    """Log that a call is repeated."""
+    error = state.outcome.exception() if state.outcome else None
+    log.info("asking again: %s", error, extra={"action": "retry", "tries": state.attempt_number})

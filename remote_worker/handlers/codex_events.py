@@ -1,0 +1,102 @@
+"""What `codex exec --json` says while it works, as far as we know it; the rest is only logged."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+_MAX_TEXT = 2000
+_MAX_LAST_MESSAGE = 16_000
+
+
+@dataclass(slots=True)
+class Transcript:
+    """What is remembered of a run."""
+
+    #: tells the job's event log: level, message, payload
+    tell: Callable[[str, str, dict[str, object] | None], None]
+    last_message: str | None = None
+    #: why the turn failed, in Codex's words
+    failure: str | None = None
+    usage: dict[str, int] = field(default_factory=dict)
+
+    def feed(self, line: bytes) -> None:
+        """Take one line of stdout."""
+        try:
+            event = json.loads(line)
+        except (ValueError, RecursionError):
+            return
+        if not isinstance(event, dict):
+            return
+        match event.get("type"):
+            case "item.started":
+                self._item(event.get("item"), started=True)
+            case "item.completed":
+                self._item(event.get("item"), started=False)
+            case "turn.completed":
+                self._usage(event.get("usage"))
+            case "turn.failed":
+                self._failed(event.get("error"))
+            case "error":
+                # Also said before a retry of Codex's own: the end of the turn decides.
+                self.tell("warn", f"codex: {_text(event.get('message'))}", None)
+
+    def _item(self, item: object, *, started: bool) -> None:
+        """Pass on what the agent says and does."""
+        if not isinstance(item, dict):
+            return
+        kind = item.get("type")
+        if kind == "command_execution" and started:
+            self.tell("info", f"$ {_text(item.get('command'))}", {"kind": "command"})
+        elif started:
+            return
+        elif kind == "agent_message":
+            text = item.get("text")
+            if isinstance(text, str) and text.strip():
+                self.last_message = text[:_MAX_LAST_MESSAGE]
+                self.tell("info", text[:_MAX_TEXT], {"kind": "message"})
+        elif kind == "command_execution" and item.get("exit_code") not in (0, None):
+            self.tell(
+                "info",
+                f"exit code {item['exit_code']}: {_text(item.get('command'))}",
+                {"kind": "command", "exitCode": item["exit_code"]},
+            )
+        elif kind == "file_change":
+            self._files(item.get("changes"))
+        elif kind == "error":
+            self.tell("warn", f"codex: {_text(item.get('message'))}", None)
+
+    def _files(self, changes: object) -> None:
+        """Pass on which files were edited."""
+        if not isinstance(changes, list):
+            return
+        paths = [
+            c["path"] for c in changes if isinstance(c, dict) and isinstance(c.get("path"), str)
+        ]
+        if paths:
+            self.tell("info", f"edited {_text(', '.join(paths))}", {"kind": "files"})
+
+    def _usage(self, usage: object) -> None:
+        """Add up the tokens of a turn."""
+        if not isinstance(usage, dict):
+            return
+        for key, value in usage.items():
+            if isinstance(value, int) and not isinstance(value, bool):
+                self.usage[str(key)] = self.usage.get(str(key), 0) + value
+        if self.usage:
+            self.tell("info", "tokens used", {"kind": "usage", **self.usage})
+
+    def _failed(self, error: object) -> None:
+        """Remember why the turn failed."""
+        message = error.get("message") if isinstance(error, dict) else error
+        self.failure = _text(message) or "the turn failed"
+
+
+def _text(value: object) -> str:
+    """Return a bounded text of whatever was said."""
+    return (
+        value[:_MAX_TEXT]
+        if isinstance(value, str)
+        else ""
+        if value is None
+        else repr(value)[:_MAX_TEXT]
+    )

@@ -1,0 +1,297 @@
+"""Where a job works: a fresh clone, and everything the run changed in it as one patch.
+
+Two directories a job. `repo/` is the agent's, and hostile from the moment the agent starts: its
+configuration, attributes, hooks and nested repositories are only ever data here. `base.git` holds
+the starting commit; the patch is computed by a git directory made after the agent has ended, in
+which nothing but our own configuration has ever been.
+"""
+
+import os
+import re
+import shutil
+import stat
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from remote_worker.errors import JobFailed, WorkerError
+from remote_worker.git import Git, GitFailed
+from remote_worker.repository import Repository
+
+#: Cloning is bounded too: a slot is not for sale by a slow server.
+CLONE_LIMIT_S = 1800.0
+#: As much as an artifact may have.
+MAX_PATCH = 100 * 1024 * 1024
+_MAX_INDEX = 256 * 1024 * 1024
+
+_BASE_REF = "refs/drawbridge/base"
+_SHA = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+# Narrower than git: what a refspec, an option or a revision could be read out of is no ref here.
+_REF = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._/@#+=,-]{0,199}")
+_HEADS, _TAGS = "refs/heads/", "refs/tags/"
+# What no second try changes. Everything else about a remote may be the network, and is retried.
+_FINAL = re.compile(
+    r"not found|authentication failed|could not read username|does not appear to be a git"
+    r"|fsck|access denied|permission denied|transport '.*' not allowed|mismatched algorithms"
+    r"|unable to update url base from redirection|couldn't find remote ref|not our ref",
+    re.IGNORECASE,
+)
+
+
+class CollectFailed(WorkerError):
+    """The changes of a run could not be written down."""
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What a run changed."""
+
+    #: None when nothing was
+    patch: Path | None
+    files: Sequence[str]
+    #: nested repositories that were taken as plain files
+    unnested: int
+
+
+@dataclass(frozen=True, slots=True)
+class Workspace:
+    """A prepared workspace."""
+
+    repo: Path
+    base_git: Path
+    base_commit: str
+    #: the branch the job started from, None for a tag or a commit
+    branch: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Start:
+    """What to fetch."""
+
+    refspec: str
+    branch: str | None
+
+
+def check_ref(ref: str) -> None:
+    """Refuse what could be anything but the name of a branch, a tag or a commit."""
+    bad = ("..", "//", "@{", "/.", ".lock/")
+    if (
+        not _REF.fullmatch(ref)
+        or any(part in ref for part in bad)
+        or ref.endswith(("/", ".", ".lock"))
+    ):
+        raise JobFailed(
+            "ref is no name of a branch, tag or commit this worker takes", error_type="invalid_ref"
+        )
+
+
+def prepare(
+    git: Git, repository: Repository, *, ref: str | None, depth: int, directory: Path
+) -> Workspace:
+    """Clone a repository at a ref into a new workspace."""
+    base, repo = directory / "base.git", directory / "repo"
+    try:
+        git.text("init", "--quiet", "--bare", "--template=", "--", str(base), cwd=directory)
+        if ref is not None and not _SHA.fullmatch(ref):
+            git.text("check-ref-format", f"{_HEADS}{_short(ref)}", cwd=directory)
+    except GitFailed as error:
+        raise JobFailed(f"no clone could be begun: {error}", error_type="invalid_ref") from None
+    try:
+        start = _resolve(git, repository, ref, cwd=base)
+        _fetch(git, repository, start, depth=depth, base=base)
+        commit = git.text(
+            f"--git-dir={base}", "rev-parse", "--verify", "--end-of-options",
+            f"{_BASE_REF}^{{commit}}", cwd=base,
+        ).strip()  # fmt: skip
+    except GitFailed as error:
+        raise JobFailed(
+            f"{repository.canonical} could not be cloned: {error}",
+            error_type="clone_failed",
+            retryable=not _FINAL.search(str(error)),
+        ) from None
+    try:
+        _check_out(git, repository, base=base, repo=repo, commit=commit, branch=start.branch)
+    except GitFailed as error:
+        raise JobFailed(f"checkout failed: {error}", error_type="checkout_failed") from None
+    return Workspace(repo=repo, base_git=base, base_commit=commit, branch=start.branch)
+
+
+def _short(ref: str) -> str:
+    """Return a ref without its namespace."""
+    return ref.removeprefix(_HEADS).removeprefix(_TAGS)
+
+
+def _resolve(git: Git, repository: Repository, ref: str | None, *, cwd: Path) -> _Start:
+    """Find out what a ref is: a commit by its form, else a branch before a tag, as git prefers."""
+    if ref is not None and _SHA.fullmatch(ref):
+        return _Start(refspec=ref, branch=None)
+    short = "HEAD" if ref is None else _short(ref)
+    names = (["HEAD"] if ref is None else
+             [name for name in (f"{_HEADS}{short}", f"{_TAGS}{short}")
+              if not ref.startswith("refs/") or name == ref])  # fmt: skip
+    listing = git.text(
+        "ls-remote", "--symref", "--", repository.url, *names, cwd=cwd, time_limit_s=120
+    )
+    rows = [line.split("\t") for line in listing.splitlines()]
+    found = {row[1] for row in rows if len(row) == 2 and not row[0].startswith("ref: ")}  # noqa: PLR2004 - value, name
+    name = next((name for name in names if name in found), None)
+    if name is None:
+        raise GitFailed(f"couldn't find remote ref {ref or 'HEAD'}: no such branch or tag")
+    if name == "HEAD":
+        target = next(
+            (row[0].removeprefix("ref: ") for row in rows if row[0].startswith("ref: ")), ""
+        )
+        branch = target.removeprefix(_HEADS) if target.startswith(_HEADS) else None
+        # The server chose this name; it becomes an argument below.
+        return _Start("HEAD", branch if branch and _REF.fullmatch(branch) else None)
+    return _Start(name, short if name.startswith(_HEADS) else None)
+
+
+def _fetch(git: Git, repository: Repository, start: _Start, *, depth: int, base: Path) -> None:
+    """Bring the starting commit; one the server gives only as part of a branch, by its branch."""
+    options = ("--quiet", "--no-tags", "--no-recurse-submodules", "--no-write-fetch-head")
+    shallow = (f"--depth={depth}",) if depth else ()
+
+    def fetch(*args: str) -> None:
+        git.text(
+            f"--git-dir={base}", "fetch", *options, *args, cwd=base, time_limit_s=CLONE_LIMIT_S
+        )
+
+    try:
+        fetch(*shallow, "--", repository.url, f"+{start.refspec}:{_BASE_REF}")
+    except GitFailed as error:
+        if not _SHA.fullmatch(start.refspec) or "not our ref" not in str(error):
+            raise
+        fetch("--", repository.url, "+refs/heads/*:refs/drawbridge/heads/*")
+        git.text(f"--git-dir={base}", "update-ref", _BASE_REF, start.refspec, cwd=base)
+
+
+def _check_out(
+    git: Git, repository: Repository, *, base: Path, repo: Path, commit: str, branch: str | None
+) -> None:
+    """Make the workspace: it borrows the objects of the base and has a history of its own."""
+    git.text("init", "--quiet", "--template=", "--", str(repo), cwd=base)
+    dot_git = repo / ".git"
+    _borrow(dot_git, base)
+    if (base / "shallow").exists():
+        shutil.copyfile(base / "shallow", dot_git / "shallow")
+    git.text("config", "--local", "remote.origin.url", repository.url, cwd=repo)
+    target = ("--detach", commit) if branch is None else ("-B", branch, commit)
+    git.text("checkout", "--quiet", "--force", *target, "--", cwd=repo)
+
+
+def _borrow(git_dir: Path, base: Path) -> None:
+    """Let a git directory read the objects of another."""
+    info = git_dir / "objects" / "info"
+    info.mkdir(parents=True, exist_ok=True)
+    (info / "alternates").write_text(f"{base / 'objects'}\n")
+
+
+def collect(git: Git, workspace: Workspace, *, directory: Path, patch: Path) -> Changes:
+    """Write down everything the run changed: new files, staged work and commits alike.
+
+    Ignored files are left out unless the run staged or committed them.
+    """
+    try:
+        return _collect(git, workspace, directory=directory, patch=patch)
+    except (GitFailed, OSError) as error:
+        raise CollectFailed(f"the changes could not be collected: {error}") from error
+
+
+def _collect(git: Git, workspace: Workspace, *, directory: Path, patch: Path) -> Changes:
+    """Do it with a git directory that the agent has never seen."""
+    repo = workspace.repo
+    if not stat.S_ISDIR(repo.lstat().st_mode):
+        raise CollectFailed("the workspace was replaced by something else")
+    unnested = _unnest(repo, directory / "nested")
+    clean = directory / "collect.git"
+    git.text("init", "--quiet", "--bare", "--template=", "--", str(clean), cwd=directory)
+    _borrow(clean, workspace.base_git)
+    here = (f"--git-dir={clean}", f"--work-tree={repo}")
+    git.text(*here, "read-tree", workspace.base_commit, cwd=repo)
+    git.text(*here, "add", "--all", "--", ".", cwd=repo)
+    _add_forced(git, here, repo=repo, clean=clean)
+    against = ("diff-index", "--cached", "--no-renames", "--ignore-submodules=all")
+    names = git.text(*here, *against, "--name-only", "-z", workspace.base_commit, cwd=repo)
+    files = [
+        name.encode(errors="surrogateescape").decode(errors="replace")
+        for name in names.split("\0")
+        if name
+    ]
+    if not files:
+        return Changes(patch=None, files=(), unnested=unnested)
+    git.to_file(
+        patch, *here, *against, "--patch", "--binary", "--full-index", "--no-color",
+        "--no-ext-diff", "--no-textconv", workspace.base_commit, cwd=repo, limit=MAX_PATCH,
+    )  # fmt: skip
+    return Changes(patch=patch, files=files, unnested=unnested)
+
+
+def _unnest(repo: Path, attic: Path) -> int:
+    """Move every nested `.git` away, so that git sees plain files and runs nothing of theirs.
+
+    In a nested repository git would run `status`, with that repository's configuration.
+    """
+    moved = 0
+    for folder, folders, files in os.walk(repo, followlinks=False):
+        for name in [name for name in (*folders, *files) if name.casefold() == ".git"]:
+            if Path(folder) == repo and name == ".git":
+                folders.remove(name)
+                continue
+            attic.mkdir(exist_ok=True)
+            Path(folder, name).rename(attic / str(moved))
+            moved += 1
+            if name in folders:
+                folders.remove(name)
+    return moved
+
+
+def _add_forced(git: Git, here: tuple[str, ...], *, repo: Path, clean: Path) -> None:
+    """Add the ignored files that the run staged or committed: its index names them.
+
+    The index is read from a copy, by the clean git; one it cannot read names nothing.
+    """
+    copy = clean / "theirs"
+    if not _copy_plain(repo / ".git" / "index", copy, limit=_MAX_INDEX):
+        return
+    try:
+        listing = git.text(
+            *here, "ls-files", "-z", cwd=repo, environment={"GIT_INDEX_FILE": str(copy)}
+        )
+    except GitFailed:
+        return
+    ours = set(git.text(*here, "ls-files", "-z", cwd=repo).split("\0"))
+    forced = [name for name in listing.split("\0") if name not in ours and _is_plain(repo, name)]
+    if forced:
+        wanted = clean / "forced"
+        wanted.write_bytes("\0".join(forced).encode(errors="surrogateescape"))
+        git.text(
+            "--literal-pathspecs", *here, "add", "--force",
+            f"--pathspec-from-file={wanted}", "--pathspec-file-nul", cwd=repo,
+        )  # fmt: skip
+
+
+def _is_plain(repo: Path, name: str) -> bool:
+    """Say whether a name is a file or link inside the workspace, reached through no link."""
+    path = repo / name
+    if not name or any(parent.is_symlink() for parent in path.parents if repo in parent.parents):
+        return False
+    try:
+        mode = path.lstat().st_mode
+    except OSError:
+        return False
+    return stat.S_ISREG(mode) or stat.S_ISLNK(mode)
+
+
+def _copy_plain(source: Path, target: Path, *, limit: int) -> bool:
+    """Copy a regular file of the agent's, refusing links, pipes and giants."""
+    try:
+        number = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return False
+    with os.fdopen(number, "rb") as file:
+        info = os.fstat(number)
+        if not stat.S_ISREG(info.st_mode) or info.st_size > limit:
+            return False
+        target.write_bytes(file.read(limit))
+    return True

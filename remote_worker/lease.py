@@ -1,0 +1,145 @@
+"""How long a job is ours: renewed in the background, and given up by our own clock in time.
+
+Heartbeats go on until the last report is answered. Whoever works under a lease asks `interruption`
+again and again; the answer comes from the clock at that moment, so that it is right even when the
+heartbeat thread hangs in a call, or the whole daemon was stopped for an hour.
+"""
+
+import logging
+import random
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from remote_worker.clock import Clock, steady
+from remote_worker.errors import Interruption, LeaseLost, Refused, Unanswered
+from remote_worker.job import Beat, Job
+from remote_worker.wire import Wire
+
+log = logging.getLogger(__name__)
+
+_NOT_OURS = frozenset({403, 404, 409, 410})
+#: A grant that was not taken up within 30 s goes back; after this long it is not worth trying.
+_TAKE_UP_S = 20.0
+_TAKE_UP_PAUSE_S = 1.0
+
+
+def margin_s(lease_s: float) -> float:
+    """Return how long before the lease's end we stop: the time a child may take to die."""
+    return min(5.0, lease_s / 4)
+
+
+def interval_s(lease_s: float, asked_s: float | None = None) -> float:
+    """Return the time between heartbeats; the edge may ask for more of them, not for fewer."""
+    own = max(1.0, lease_s / 3)
+    return own if asked_s is None else min(own, max(1.0, asked_s))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Terms:
+    """How a lease is kept."""
+
+    lease_s: int
+    interval_s: float
+    clock: Clock = steady
+    draw: Callable[[float, float], float] = random.uniform
+
+
+class Lease:
+    """One job's lease."""
+
+    def __init__(
+        self, wire: Wire, job: Job, *, terms: Terms, on_drain: Callable[[], None] = lambda: None
+    ) -> None:
+        self._wire = wire
+        self._job = job
+        self._terms = terms
+        self._on_drain = on_drain
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._deadline: float | None = None
+        self._ended = False
+        self._cancelled = False
+        self._progress: Mapping[str, object] | None = None
+
+    def take_up(self) -> None:
+        """Send the first heartbeat, which makes the grant ours; nothing may run before it.
+
+        Raises LeaseLost when the edge says no, or says nothing for too long.
+        """
+        until = self._terms.clock() + _TAKE_UP_S
+        while not self._beat():
+            if self._ended or self._terms.clock() >= until:
+                raise LeaseLost("the grant could not be taken up")
+            if self._stop.wait(_TAKE_UP_PAUSE_S):
+                raise LeaseLost("stopped before the grant was taken up")
+        self._thread = threading.Thread(target=self._run, name=f"lease {self._job.id}", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the heartbeats; the lease is left to whatever the last report made of it."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def progress(self, message: str, percent: float | None = None) -> None:
+        """Let the next heartbeat say how far the work is."""
+        self._progress = {"message": message, "percent": percent}
+
+    def end(self) -> None:
+        """Learn from another call that the edge has ended the lease."""
+        self._ended = True
+
+    @property
+    def ended(self) -> bool:
+        """Say whether the edge told us that the lease is over: no report is of use."""
+        return self._ended
+
+    def interruption(self) -> Interruption | None:
+        """Return why work under this lease must stop now, or None."""
+        fenced = self._deadline is None or self._terms.clock() >= self._deadline
+        if self._ended or fenced:
+            return Interruption.LEASE_LOST
+        return Interruption.CANCELLED if self._cancelled else None
+
+    def _run(self) -> None:
+        """Renew until stopped or ended."""
+        every = self._terms.interval_s
+        while not self._ended and not self._stop.wait(self._terms.draw(every * 0.9, every * 1.1)):
+            self._beat()
+
+    def _beat(self) -> bool:
+        """Send one heartbeat and say whether the edge renewed the lease."""
+        lease_s = self._terms.lease_s
+        sent = self._terms.clock()
+        try:
+            beat = self._wire.heartbeat(
+                self._job,
+                lease_s=lease_s,
+                progress=self._progress,
+                timeout_s=min(5.0, lease_s / 6),
+            )
+        except Unanswered as error:
+            self._log(f"heartbeat unanswered: {error}")
+            return False
+        except Refused as error:
+            self._ended = self._ended or error.status in _NOT_OURS
+            self._log(f"heartbeat refused: {error}")
+            return False
+        self._renew(beat, sent=sent)
+        return True
+
+    def _renew(self, beat: Beat, *, sent: float) -> None:
+        """Move the deadline. It counts from the sending: the edge may have answered late."""
+        lease_s = float(self._terms.lease_s)
+        held = lease_s if beat.expires_in_s is None else min(lease_s, beat.expires_in_s)
+        self._deadline = sent + held - margin_s(held)
+        if beat.cancel_requested and not self._cancelled:
+            log.info("cancel requested", extra={"action": "cancel", "job_id": self._job.id})
+            self._cancelled = True
+        if beat.drain:
+            self._on_drain()
+
+    def _log(self, text: str) -> None:
+        """Log a heartbeat that did not renew."""
+        log.warning(text, extra={"action": "heartbeat", "job_id": self._job.id})

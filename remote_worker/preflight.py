@@ -1,0 +1,224 @@
+"""The gates before the first claim: each says what to do, and none of them claims anything."""
+
+import contextlib
+import re
+import shutil
+import subprocess
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from remote_worker import codex
+from remote_worker.errors import Refused, Unanswered
+from remote_worker.job import Job, Welcome
+from remote_worker.settings import Settings
+from remote_worker.wire import Wire
+
+#: 2.38 is the first to know `safe.bareRepository`; an older git would ignore it without a word.
+GIT_MIN = (2, 38)
+_PROGRAM_LIMIT_S = 30.0
+
+
+class Closed(Exception):
+    """A gate that did not open."""
+
+    def __init__(self, detail: str, *, way_out: str) -> None:
+        super().__init__(detail)
+        self.way_out = way_out
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gate:
+    """One gate's answer."""
+
+    name: str
+    ok: bool
+    detail: str
+    #: what to do about it; empty when it is open
+    way_out: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Passed:
+    """Everything the gates found out."""
+
+    gates: tuple[Gate, ...]
+    #: what the edge said at hello; None when it could not be asked
+    welcome: Welcome | None
+
+    @property
+    def ok(self) -> bool:
+        """Say whether claiming may begin."""
+        return self.welcome is not None and all(gate.ok for gate in self.gates)
+
+
+def check(settings: Settings, wire: Wire) -> Passed:
+    """Try every gate, also behind a closed one: a person mends them all at once."""
+    gates = [
+        _try("work directory", lambda: _work_dir(settings)),
+        _try("git", lambda: _git(settings)),
+    ]
+    if any(job_type.startswith("codex_") for job_type in settings.types):
+        found = _try("codex", lambda: _codex(settings))
+        gates.append(found)
+        if found.ok:
+            gates.append(_try("codex login", lambda: _codex_login(settings)))
+    edge = _try("edge", lambda: _edge(wire))
+    gates.append(edge)
+    welcomes: list[Welcome] = []
+    if edge.ok:
+        gates.append(_try("token", lambda: _token(settings, wire, welcomes)))
+    return Passed(gates=tuple(gates), welcome=welcomes[0] if welcomes else None)
+
+
+def _try(name: str, gate: Callable[[], str]) -> Gate:
+    """Ask one gate."""
+    try:
+        return Gate(name=name, ok=True, detail=gate())
+    except Closed as closed:
+        return Gate(name=name, ok=False, detail=str(closed), way_out=closed.way_out)
+
+
+def _work_dir(settings: Settings) -> str:
+    """See that the work directory is there and can be written."""
+    try:
+        settings.work_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=settings.work_dir):
+            pass
+    except OSError as error:
+        raise Closed(
+            f"{settings.work_dir}: {error.strerror}",
+            way_out="make it writable for this user, or name another with --work-dir",
+        ) from None
+    return str(settings.work_dir)
+
+
+def _git(settings: Settings) -> str:
+    """See that git is there and knows what keeps a hostile repository harmless."""
+    path = _program(settings.git, settings, way_out="install git, or name it with --git")
+    text = _output([path, "--version"], {"PATH": settings.path, "LC_ALL": "C"}).strip()
+    match = re.search(r"(\d+)\.(\d+)", text)
+    if match is None or (int(match[1]), int(match[2])) < GIT_MIN:
+        wanted = ".".join(map(str, GIT_MIN))
+        raise Closed(
+            f"{path} is {text or 'not saying its version'}; {wanted} or newer is needed",
+            way_out=f"install git {wanted} or newer, or name one with --git"
+            " (older ones ignore safe.bareRepository without saying so)",
+        )
+    return f"{text} ({path})"
+
+
+def _codex(settings: Settings) -> str:
+    """See that the Codex CLI is there and starts."""
+    way_out = "npm install -g @openai/codex, or name it with --codex"
+    path = _program(settings.codex, settings, way_out=way_out)
+    with _codex_environment(settings) as environment:
+        text = _output([path, "--version"], environment).strip().splitlines()
+    return f"{text[-1] if text else 'unknown version'} ({path})"
+
+
+def _codex_login(settings: Settings) -> str:
+    """See that Codex is logged in, with the CODEX_HOME the jobs will have."""
+    with _codex_environment(settings) as environment:
+        try:
+            text = _output(codex.login_status_argv(settings), environment)
+        except Closed as closed:
+            raise Closed(
+                f"not logged in with CODEX_HOME={settings.codex_home}: {closed}",
+                way_out=f"CODEX_HOME={settings.codex_home} {settings.codex} login"
+                " (as this user), or name another with --codex-home",
+            ) from None
+    return f"{text.strip().splitlines()[0] if text.strip() else 'yes'} ({settings.codex_home})"
+
+
+def _edge(wire: Wire) -> str:
+    """See that the edge is there and ready."""
+    try:
+        wire.healthz()
+    except (Unanswered, Refused) as error:
+        raise Closed(
+            f"no healthy answer: {error}",
+            way_out="is --url right (https://host[:port], no path), and the edge running?",
+        ) from None
+    try:
+        wire.readyz()
+    except (Unanswered, Refused) as error:
+        raise Closed(
+            f"alive, but not ready: {error}",
+            way_out="its ledger or reservations cannot be reached; its operator sees why",
+        ) from None
+    return "alive and ready"
+
+
+def _token(settings: Settings, wire: Wire, welcomes: list[Welcome]) -> str:
+    """See that the edge takes the token, for this worker's name."""
+    try:
+        welcomes.append(_hello(settings, wire))
+    except Unanswered as error:
+        raise Closed(
+            f"no answer to hello: {error}", way_out="try again, the edge was there"
+        ) from None
+    except Refused as no:
+        raise Closed(
+            f"the edge refused: {no}",
+            way_out=f"make a token for worker {settings.worker_id!r}"
+            f" (drawbridge tokens create --kind worker --worker-id {settings.worker_id}),"
+            " or say with --worker-id whose it is",
+        ) from None
+    return f"accepted for worker {settings.worker_id}"
+
+
+def _hello(settings: Settings, wire: Wire) -> Welcome:
+    """Say hello; to an edge without that route, knock where a stranger is turned away first."""
+    try:
+        return wire.hello(
+            types=settings.types,
+            capabilities=settings.capabilities,
+            concurrency=settings.concurrency,
+        )
+    except Refused as no:
+        if no.status not in (404, 405):
+            raise
+    nobodys = Job(id=str(uuid.uuid4()), type="", payload={}, attempt=1, lease_id=None, fence=None)
+    try:
+        wire.heartbeat(nobodys, lease_s=settings.lease_s, progress=None, timeout_s=10)
+    except Refused as no:
+        # The order of checks: credential first, existence late. So this 404 is a welcome.
+        if no.status != 404 or no.code != "job_not_found":  # noqa: PLR2004 - HTTP
+            raise
+    return Welcome()
+
+
+def _program(name: str, settings: Settings, *, way_out: str) -> str:
+    """Find a program."""
+    path = shutil.which(name, path=settings.path)
+    if path is None:
+        raise Closed(f"{name} is not there, or cannot be executed", way_out=way_out)
+    return path
+
+
+def _output(argv: list[str], environment: Mapping[str, str]) -> str:
+    """Run a short program and return what it says."""
+    try:
+        done = subprocess.run(
+            argv, env=dict(environment), capture_output=True, timeout=_PROGRAM_LIMIT_S, check=False,
+            stdin=subprocess.DEVNULL, cwd="/",
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise Closed(f"{argv[0]} does not run: {error}", way_out=f"mend {argv[0]}") from None
+    text = (done.stdout + b"\n" + done.stderr).decode(errors="replace").strip()
+    if done.returncode != 0:
+        last = text.splitlines()[-1] if text else "without a word"
+        raise Closed(f"{argv[0]} ended with {done.returncode}: {last}", way_out=f"mend {argv[0]}")
+    return text
+
+
+@contextlib.contextmanager
+def _codex_environment(settings: Settings) -> Iterator[dict[str, str]]:
+    """Lend an environment with a HOME as fresh as a job's."""
+    # Without a work directory its own gate is closed already; this one still has its say.
+    where = settings.work_dir if settings.work_dir.is_dir() else None
+    with tempfile.TemporaryDirectory(prefix="preflight-", dir=where) as home:
+        yield codex.environment(settings, home=Path(home), tmp=Path(home))

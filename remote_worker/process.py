@@ -1,0 +1,214 @@
+"""How a child is started, watched and stopped; `runner.py` is its other half.
+
+Every program the worker runs for a job goes through here: own session, an environment that is
+written out in full by the caller, output taken as it comes and never waited for.
+"""
+
+import contextlib
+import os
+import selectors
+import subprocess
+import sys
+import threading
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Protocol
+
+import psutil
+
+from remote_worker import runner
+from remote_worker.clock import Clock, steady
+from remote_worker.errors import Interrupted, Interruption, WorkerError
+
+#: TERM, then this long, then KILL.
+GRACE_S = 10.0
+#: What the runner may need beyond the grace before it is itself taken for broken.
+_RUNNER_MARGIN_S = 12.0
+_TICK_S = 0.1
+_CHUNK = 65536
+#: Marks every process of one run, so that what slipped away from the runner can be found.
+_MARK = "BRIDGE_RUN"
+
+STDOUT, STDERR = 1, 2
+
+#: Asked again and again while a child runs: why it must stop, or None.
+Interrupt = Callable[[], Interruption | None]
+
+
+class TimeLimitExceeded(WorkerError):
+    """The program was still running when its time was over."""
+
+
+class Sink(Protocol):
+    """Takes what a child writes; called from one thread."""
+
+    def write(self, stream: int, chunk: bytes) -> None:
+        """Take a chunk of STDOUT or STDERR."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Command:
+    """A program to run."""
+
+    argv: Sequence[str]
+    cwd: Path
+    #: the whole environment of the child: nothing of the daemon's own is added
+    environment: Mapping[str, str]
+    time_limit_s: float
+    stdin: Path | None = None
+    grace_s: float = GRACE_S
+
+
+def run(
+    command: Command, *, sink: Sink, interrupt: Interrupt = lambda: None, clock: Clock = steady
+) -> int:
+    """Run a program to its end and return its exit code.
+
+    When this returns or raises, no process of it is left. Raises Interrupted and
+    TimeLimitExceeded after the child was stopped for that reason.
+    """
+    why = interrupt()
+    if why is not None:
+        raise Interrupted(why)
+    mark = uuid.uuid4().hex
+    lifeline_end, lifeline = os.pipe()
+    try:
+        with contextlib.ExitStack() as stack:
+            stdin = (
+                subprocess.DEVNULL
+                if command.stdin is None
+                else stack.enter_context(command.stdin.open("rb"))
+            )
+            child = subprocess.Popen(
+                [*_runner_argv(lifeline_end, command.grace_s), *command.argv],
+                stdin=stdin,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                cwd=command.cwd,
+                env={**command.environment, _MARK: mark},
+                start_new_session=True,
+                pass_fds=(lifeline_end,),
+            )
+    except BaseException:
+        os.close(lifeline)
+        raise
+    finally:
+        os.close(lifeline_end)
+    pump = _Pump(child, sink)
+    try:
+        _watch(child, pump, command, lifeline=lifeline, interrupt=interrupt, clock=clock)
+    finally:
+        # Closing the lifeline ends the tree also when we are leaving by an exception.
+        os.close(lifeline)
+        _await_runner(child, command.grace_s)
+        sweep(mark)
+        pump.finish()
+    if pump.error is not None:
+        raise pump.error
+    return child.returncode
+
+
+def _runner_argv(lifeline: int, grace_s: float) -> list[str]:
+    """Return the command line of the runner: isolated, so nothing in the cwd can reach it."""
+    return [sys.executable, "-I", "-S", str(runner.__file__), str(lifeline), str(grace_s)]
+
+
+def _watch(
+    child: subprocess.Popen[bytes],
+    pump: "_Pump",
+    command: Command,
+    *,
+    lifeline: int,
+    interrupt: Interrupt,
+    clock: Clock,
+) -> None:
+    """Wait for the end, or bring it about."""
+    deadline = clock() + command.time_limit_s
+    while True:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(timeout=_TICK_S)
+            return
+        why = interrupt()
+        over = clock() >= deadline
+        if why is None and not over and pump.error is None:
+            continue
+        with contextlib.suppress(BrokenPipeError):
+            os.write(lifeline, b"T")
+        _await_runner(child, command.grace_s)
+        if why is not None:
+            raise Interrupted(why)
+        if over:
+            raise TimeLimitExceeded(f"still running after {command.time_limit_s:g} s")
+        return
+
+
+def _await_runner(child: subprocess.Popen[bytes], grace_s: float) -> None:
+    """Give the runner its time; if it has none of it, kill it (its tree dies with it)."""
+    try:
+        child.wait(timeout=grace_s + _RUNNER_MARGIN_S)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.wait()
+
+
+def sweep(mark: str) -> int:
+    """Kill what still carries the mark of a run and return how many that were."""
+    mine = os.getuid()
+    killed = 0
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if process.uids().real == mine and process.environ().get(_MARK) == mark:
+                process.kill()
+                killed += 1
+    return killed
+
+
+class _Pump:
+    """Reads both outputs in a thread of its own until they end or the child has."""
+
+    def __init__(self, child: subprocess.Popen[bytes], sink: Sink) -> None:
+        if child.stdout is None or child.stderr is None:
+            raise ValueError("the child's output is not piped")
+        self._streams: dict[IO[bytes], int] = {child.stdout: STDOUT, child.stderr: STDERR}
+        self._sink = sink
+        self._finishing = threading.Event()
+        #: what the sink could not bear; the child is stopped for it
+        self.error: OSError | WorkerError | None = None
+        self._thread = threading.Thread(target=self._read, name="output", daemon=True)
+        self._thread.start()
+
+    def finish(self) -> None:
+        """Take what is there and stop, even while somebody we cannot see holds the pipe open."""
+        self._finishing.set()
+        self._thread.join()
+        for stream in self._streams:
+            stream.close()
+
+    def _read(self) -> None:
+        """Move chunks until the end."""
+        try:
+            with selectors.DefaultSelector() as selector:
+                for stream in self._streams:
+                    os.set_blocking(stream.fileno(), False)
+                    selector.register(stream, selectors.EVENT_READ)
+                while selector.get_map():
+                    last = self._finishing.is_set()
+                    ready = selector.select(timeout=0 if last else _TICK_S)
+                    if not ready and last:
+                        return
+                    for key, _ in ready:
+                        self._move(selector, key.fileobj)
+        except (OSError, WorkerError) as error:
+            self.error = error
+
+    def _move(self, selector: selectors.BaseSelector, stream: object) -> None:
+        """Move one chunk of one stream."""
+        for known, number in self._streams.items():
+            if known is stream:
+                chunk = os.read(known.fileno(), _CHUNK)
+                if chunk:
+                    self._sink.write(number, chunk)
+                else:
+                    selector.unregister(known)

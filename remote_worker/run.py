@@ -1,0 +1,173 @@
+"""The life of one job at the worker, from the grant to the answered report."""
+
+import logging
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from remote_worker.artifacts import Artifact, seal
+from remote_worker.client import Client
+from remote_worker.errors import Interrupted, Interruption, JobFailed, LeaseLost
+from remote_worker.events import EventLog
+from remote_worker.handlers.context import Context, Handler, Outcome
+from remote_worker.job import Job
+from remote_worker.lease import Lease, Terms
+from remote_worker.redact import Redactor
+from remote_worker.report import Reporter
+from remote_worker.settings import Settings
+from remote_worker.spool import Ending, Report, Spool
+
+log = logging.getLogger(__name__)
+
+_MAX_SUMMARY = 4000
+_MAX_ERROR = 8000
+
+
+class JobRun:
+    """One granted job."""
+
+    def __init__(
+        self,
+        job: Job,
+        *,
+        client: Client,
+        settings: Settings,
+        spool: Spool,
+        handlers: Mapping[str, Handler],
+        redactor: Redactor,
+        terms: Terms,
+        stopping: Callable[[], bool],
+        on_drain: Callable[[], None],
+    ) -> None:
+        self.job = job
+        self._settings = settings
+        self._spool = spool
+        self._handlers = handlers
+        self._redactor = redactor
+        self._stopping = stopping
+        self._lease = Lease(client.wire, job, terms=terms, on_drain=on_drain)
+        self._events = EventLog(client, job, self._lease, redactor=redactor)
+        self._reporter = Reporter(client, spool, clock=terms.clock)
+
+    def run(self) -> bool:
+        """Do the job and say whether it is off our hands."""
+        try:
+            self._lease.take_up()
+        except LeaseLost as error:
+            log.warning("%s", error, extra=self._about("lost"))
+            return True
+        try:
+            self._events.start()
+            try:
+                report = self._work()
+            finally:
+                self._events.close()
+            if report is None:
+                log.warning("lease lost, nothing reported", extra=self._about("lost"))
+                self._spool.drop(self.job)
+                return True
+            return self._reporter.file_and_send(
+                self.job, report, lease=self._lease, stopping=self._stopping
+            )
+        finally:
+            # The last thing to stop: until the report is answered the job is ours to keep alive.
+            self._lease.stop()
+
+    def replay(self, report: Report) -> bool:
+        """Send a report an earlier daemon left behind, if the lease still stands."""
+        try:
+            self._lease.take_up()
+        except LeaseLost as error:
+            log.warning("left behind and lost: %s", error, extra=self._about("replay"))
+            self._spool.drop(self.job)
+            return True
+        try:
+            return self._reporter.send(self.job, report, lease=self._lease, stopping=self._stopping)
+        finally:
+            self._lease.stop()
+
+    def give_back(self) -> bool:
+        """Release a job that was granted when nothing may be started any more."""
+        release = Report(ending=Ending.RELEASE)
+        return self._reporter.send(self.job, release, lease=self._lease, stopping=self._stopping)
+
+    def _work(self) -> Report | None:
+        """Run the handler and return how it ended; None when there is nobody left to tell."""
+        log.info("started %s", self.job.type, extra=self._about("start"))
+        try:
+            return self._completed(self._handle())
+        except JobFailed as failure:
+            return self._failed(failure)
+        except Interrupted as stop:
+            match stop.why:
+                case Interruption.LEASE_LOST:
+                    return None
+                case Interruption.CANCELLED:
+                    return Report(ending=Ending.CANCEL, text="stopped as asked")
+                case Interruption.STOPPING:
+                    return Report(ending=Ending.RELEASE)
+        except Exception as bug:
+            # A handler's bug is one job's failure, not the daemon's end.
+            log.exception("handler failed", extra=self._about("bug"))
+            last = traceback.format_exception_only(bug)[-1].strip()
+            return self._failed(
+                JobFailed(f"the worker failed: {last}", error_type=type(bug).__name__)
+            )
+
+    def _handle(self) -> Outcome:
+        """Find the handler and let it work."""
+        if self.job.defect is not None:
+            raise JobFailed(self.job.defect, error_type="bad_job")
+        handler = self._handlers.get(self.job.type)
+        if handler is None:
+            raise JobFailed(
+                f"this worker does not run jobs of type {self.job.type!r}; it runs:"
+                f" {', '.join(sorted(self._handlers))}",
+                error_type="unsupported_job_type",
+            )
+        context = Context(
+            job=self.job,
+            settings=self._settings,
+            directory=self._spool.directory(self.job),
+            events=self._events,
+            lease=self._lease,
+            redactor=self._redactor,
+            interrupt=self._interruption,
+        )
+        return handler(context)
+
+    def _interruption(self) -> Interruption | None:
+        """Return why the handler must stop: a lost lease before anything we would like to do."""
+        why = self._lease.interruption()
+        return Interruption.STOPPING if why is None and self._stopping() else why
+
+    def _completed(self, outcome: Outcome) -> Report:
+        """Turn an outcome into the report of it."""
+        result = self._redactor.value(dict(outcome.result))
+        return Report(
+            ending=Ending.COMPLETE,
+            text=self._redactor.text(outcome.summary)[:_MAX_SUMMARY],
+            result=result if isinstance(result, dict) else {},
+            artifacts=_sealed(outcome.files),
+            references=dict(outcome.references),
+        )
+
+    def _failed(self, failure: JobFailed) -> Report:
+        """Turn a failure into the report of it."""
+        log.info("failed: %s", failure.error_type, extra=self._about("failed"))
+        return Report(
+            ending=Ending.FAIL,
+            text=self._redactor.text(str(failure)).strip()[:_MAX_ERROR] or failure.error_type,
+            artifacts=_sealed(failure.files),
+            error_type=failure.error_type,
+            retryable=failure.retryable,
+        )
+
+    def _about(self, action: str) -> dict[str, object]:
+        """Return the fields of a log record."""
+        return {"action": action, "job_id": self.job.id, "fence": self.job.fence}
+
+
+def _sealed(files: Sequence[tuple[str, Path]]) -> tuple[Artifact, ...]:
+    """Seal the files that came to be."""
+    return tuple(seal(name, path) for name, path in files if path.is_file())

@@ -1,0 +1,103 @@
+"""What this worker was told: one frozen object, made once by the command line."""
+
+import ipaddress
+import os
+import re
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from remote_worker.errors import Misconfigured
+
+PREFIX = "/api/queue"
+_WORKER_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+_MAX_TOKEN_FILE = 64 * 1024
+SANDBOXES = ("read-only", "workspace-write", "danger-full-access")
+LOG_FORMATS = ("auto", "text", "json")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """All settings of one daemon."""
+
+    url: str
+    token_file: Path
+    worker_id: str
+    work_dir: Path
+    types: tuple[str, ...] = ("codex_exec",)
+    capabilities: tuple[str, ...] = ("codex", "git")
+    lease_s: int = 60
+    wait_s: int = 25
+    concurrency: int = 1
+    max_jobs: int | None = None
+    idle_exit_s: float | None = None
+    #: what repositories the owner of this machine lets in; empty: any but those on this machine
+    allow_repository: tuple[str, ...] = ()
+    git: str = "git"
+    codex: str = "codex"
+    codex_home: Path = field(default_factory=lambda: Path.home() / ".codex")
+    codex_sandbox: str = "workspace-write"
+    model: str | None = None
+    effort: str | None = None
+    #: what a job may take at most, whatever its payload says
+    time_limit_s: int = 7200
+    #: variables of the daemon's environment that children get as well, with their values
+    pass_environment: Mapping[str, str] = field(default_factory=dict, repr=False)
+    path: str = os.defpath
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work, with the way out."""
+        check_url(self.url)
+        if not _WORKER_ID.fullmatch(self.worker_id):
+            raise Misconfigured(
+                f"worker id {self.worker_id!r}: use 1-128 letters, digits, '.', '_' and '-'"
+                " (--worker-id, the name its token was made for)"
+            )
+
+
+def check_url(url: str) -> None:
+    """Refuse an edge that could be anybody: https, or plain http on this machine alone."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise Misconfigured(f"--url {url!r}: write https://host[:port]")
+    if parts.username or parts.password or parts.query or parts.fragment:
+        raise Misconfigured("--url takes no user, password, query or fragment: https://host[:port]")
+    if parts.scheme == "http" and not _is_loopback(parts.hostname):
+        raise Misconfigured(
+            f"--url {url!r} would send the token in the clear: use https"
+            " (http is taken for this machine's own address only, as in http://127.0.0.1:8080)"
+        )
+
+
+def _is_loopback(host: str) -> bool:
+    """Say whether a host is this machine by name or address, without asking anybody."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def read_token(path: Path) -> str:
+    """Return the token; a file that others may read is refused, for it keeps no secret."""
+    try:
+        with path.open("rb") as file:
+            info = os.fstat(file.fileno())
+            text = file.read(_MAX_TOKEN_FILE).decode("ascii").strip()
+    except OSError as error:
+        raise Misconfigured(
+            f"token file {path}: {error.strerror}; `drawbridge tokens create --kind worker` makes"
+            " a token, put it into a file of your own with mode 0600"
+        ) from None
+    except UnicodeDecodeError:
+        raise Misconfigured(f"token file {path} holds no token: it is not ASCII text") from None
+    if info.st_uid not in (os.getuid(), 0) or stat.S_IMODE(info.st_mode) & 0o077:
+        raise Misconfigured(
+            f"token file {path} can be read by others: chown it to yourself and chmod 600 {path}"
+        )
+    if not text or any(c.isspace() for c in text):
+        raise Misconfigured(f"token file {path} holds no single token: one line, nothing else")
+    return text

@@ -1,0 +1,160 @@
+"""What is known to be finished but not yet reported, on the disk: a report outlives its daemon.
+
+One JSON file a job, written whole or not at all, beside the job's own directory which holds the
+files the report names. The report of a job is sent from its record and from nothing else, whether
+the daemon that ran it or the one after it sends it.
+"""
+
+import fcntl
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from pathlib import Path
+
+from remote_worker.artifacts import Artifact
+from remote_worker.errors import Misconfigured
+from remote_worker.job import Job
+
+log = logging.getLogger(__name__)
+
+_VERSION = 1
+
+
+class Ending(StrEnum):
+    """The endings a worker can give a job."""
+
+    COMPLETE = "complete"
+    FAIL = "fail"
+    RELEASE = "release"
+    CANCEL = "cancel"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """How a job ended here."""
+
+    ending: Ending
+    #: the summary, the error message, or the word on a cancel
+    text: str = ""
+    result: dict[str, object] = field(default_factory=dict)
+    artifacts: tuple[Artifact, ...] = ()
+    #: where in the result the reference to an uploaded artifact goes: key → artifact name
+    references: dict[str, str] = field(default_factory=dict)
+    error_type: str = ""
+    retryable: bool = False
+
+
+class Spool:
+    """The work directory of one daemon."""
+
+    def __init__(self, work_dir: Path) -> None:
+        self._reports = work_dir / "spool"
+        self._jobs = work_dir / "jobs"
+        self._lock_file = work_dir / "lock"
+        self._lock: int | None = None
+
+    def open(self) -> None:
+        """Make the directories ours alone; a second daemon on them is refused."""
+        for directory in (self._reports, self._jobs):
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._lock = os.open(self._lock_file, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(self._lock)
+            self._lock = None
+            raise Misconfigured(
+                f"work directory {self._lock_file.parent} is used by another daemon: stop it,"
+                " or give this one its own --work-dir"
+            ) from None
+
+    def close(self) -> None:
+        """Leave the directories to the next daemon."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def directory(self, job: Job) -> Path:
+        """Return the job's own new, empty directory."""
+        path = self._jobs / _name(job)
+        shutil.rmtree(path, ignore_errors=True)
+        path.mkdir(mode=0o700)
+        return path
+
+    def put(self, job: Job, report: Report) -> None:
+        """Write a report down for good, before it is sent."""
+        record = {"version": _VERSION, "job": asdict(job), "report": asdict(report)}
+        path = self._reports / f"{_name(job)}.json"
+        draft = path.with_suffix(".tmp")
+        with draft.open("w") as file:
+            json.dump(record, file, default=str)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+        _sync(self._reports)
+
+    def drop(self, job: Job) -> None:
+        """Forget a job and all its files."""
+        (self._reports / f"{_name(job)}.json").unlink(missing_ok=True)
+        shutil.rmtree(self._jobs / _name(job), onerror=_make_writable)
+
+    def left(self) -> Iterator[tuple[Job, Report]]:
+        """Yield what earlier daemons could not report, and clear away all else they left."""
+        kept = set()
+        for path in sorted(self._reports.glob("*.json")):
+            try:
+                job, report = _read(path)
+            except (OSError, ValueError, TypeError, KeyError) as error:
+                log.warning("unreadable report %s: %s", path, error, extra={"action": "replay"})
+                path.unlink()
+                continue
+            kept.add(_name(job))
+            yield job, report
+        for path in self._jobs.iterdir():
+            if path.name not in kept:
+                shutil.rmtree(path, onerror=_make_writable)
+
+
+def _name(job: Job) -> str:
+    """Return the name of a job's files: one a grant, so that a second grant disturbs nothing."""
+    return f"{job.id}.{job.fence or 0}"
+
+
+def _read(path: Path) -> tuple[Job, Report]:
+    """Read a record back."""
+    record = json.loads(path.read_text())
+    if record["version"] != _VERSION:
+        raise ValueError(f"version {record['version']}")
+    raw = record["report"]
+    raw["ending"] = Ending(raw["ending"])
+    raw["artifacts"] = tuple(
+        Artifact(**{**artifact, "path": Path(artifact["path"])}) for artifact in raw["artifacts"]
+    )
+    return Job(**record["job"]), Report(**raw)
+
+
+def _sync(directory: Path) -> None:
+    """Make a rename survive a power cut."""
+    number = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
+
+
+def _make_writable(_function: object, path: str, _error: object) -> None:
+    """Remove what an agent made read-only; what still resists is left for the next start."""
+    target = Path(path)
+    try:
+        target.parent.chmod(0o700)
+        if target.is_dir() and not target.is_symlink():
+            target.chmod(0o700)
+            shutil.rmtree(target, ignore_errors=True)
+        else:
+            target.unlink(missing_ok=True)
+    except OSError as error:
+        log.warning("cannot remove %s: %s", path, error, extra={"action": "clean"})

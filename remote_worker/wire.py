@@ -1,0 +1,297 @@
+"""The edge's HTTP, one method an endpoint, each asked once; `client.py` asks again.
+
+An answer counts only when it is the edge's own: JSON of the contract's shape. A proxy's page, with
+whatever status, is no answer at all.
+"""
+
+import json
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import NoReturn
+
+import requests
+
+from remote_worker.artifacts import Artifact, MultipartBody
+from remote_worker.errors import Refused, Unanswered
+from remote_worker.job import (
+    Beat,
+    Event,
+    Job,
+    NotAJob,
+    Welcome,
+    parse_beat,
+    parse_job,
+    parse_welcome,
+)
+from remote_worker.settings import PREFIX
+
+#: 100 jobs of the largest payload are less than this.
+_MAX_ANSWER = 128 * 1024 * 1024
+_CONNECT_S = 5.0
+_ANSWER_S = 15.0
+#: The edge answers an empty wait in time; beyond this the connection is taken for dead.
+_WAIT_MARGIN_S = 10.0
+_UPLOAD_S = 120.0
+_MAX_RETRY_AFTER_S = 600.0
+_AGAIN = frozenset({408, 425, 429})
+_SERVER_ERROR = 500
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """Who is talking."""
+
+    worker_id: str
+    instance_id: str
+    version: str
+
+
+class Wire:
+    """One edge, spoken to by one worker; may be used by any number of threads."""
+
+    def __init__(self, url: str, *, token: str, identity: Identity) -> None:
+        self._base = url.rstrip("/").removesuffix(PREFIX)
+        self._token = token
+        self._who = identity
+        # A session is one thread's: requests does not promise more.
+        self._local = threading.local()
+
+    def healthz(self) -> None:
+        """Ask whether the edge is alive."""
+        self._json("GET", self._base + "/healthz")
+
+    def readyz(self) -> None:
+        """Ask whether the edge can do its work."""
+        self._json("GET", self._base + "/readyz")
+
+    def hello(
+        self, *, types: Sequence[str], capabilities: Sequence[str], concurrency: int
+    ) -> Welcome:
+        """Say who is here, and hear the edge's pace."""
+        body = {
+            "workerId": self._who.worker_id,
+            "instanceId": self._who.instance_id,
+            "version": self._who.version,
+            "types": list(types),
+            "capabilities": list(capabilities),
+            "concurrency": concurrency,
+        }
+        return parse_welcome(self._post("/workers/hello", body))
+
+    def claim(
+        self,
+        *,
+        key: str,
+        types: Sequence[str],
+        capabilities: Sequence[str],
+        lease_s: int,
+        wait_s: int,
+        max_jobs: int,
+    ) -> list[Job]:
+        """Ask for jobs; the same key gets the same jobs again."""
+        body = {
+            "workerId": self._who.worker_id,
+            "instanceId": self._who.instance_id,
+            "leaseSeconds": lease_s,
+            "allowedTypes": list(types),
+            "workerCapabilities": list(capabilities),
+            "waitSeconds": wait_s,
+            "maxJobs": max_jobs,
+        }
+        answer = self._post(
+            "/jobs/claim", body, headers={"Idempotency-Key": key}, read_s=wait_s + _WAIT_MARGIN_S
+        )
+        if "job" not in answer:
+            raise Unanswered("the answer to a claim names no job and no absence of one")
+        granted = answer.get("jobs")
+        if not isinstance(granted, list):
+            granted = [] if answer["job"] is None else [answer["job"]]
+        try:
+            return [parse_job(raw) for raw in granted]
+        except NotAJob as error:
+            raise Unanswered(f"the answer to a claim is no list of jobs: {error}") from None
+
+    def heartbeat(
+        self, job: Job, *, lease_s: int, progress: Mapping[str, object] | None, timeout_s: float
+    ) -> Beat:
+        """Renew a lease, and hear what the edge wants of its holder."""
+        body = self._holder(job, leaseSeconds=lease_s)
+        if progress is not None:
+            body["progress"] = dict(progress)
+        path = f"/jobs/{job.id}/heartbeat"
+        return parse_beat(self._post(path, body, connect_s=timeout_s, read_s=timeout_s))
+
+    def append(self, job: Job, events: Sequence[Event]) -> None:
+        """Append events; those the edge has already add nothing."""
+        batch = [
+            {"workerSeq": e.seq, "level": e.level, "message": e.message, "payload": e.payload}
+            for e in events
+        ]
+        self._post(f"/jobs/{job.id}/events", self._holder(job, events=batch))
+
+    def upload(self, job: Job, artifact: Artifact) -> str:
+        """Upload a file and return the artifact's id."""
+        fields = {
+            **{k: v for k, v in self._holder(job).items() if isinstance(v, str)},
+            "name": artifact.name,
+            "contentType": artifact.content_type,
+            "digest": artifact.digest,
+        }
+        with artifact.path.open("rb") as file:
+            body = MultipartBody(fields, file=file, artifact=artifact)
+            answer = self._json(
+                "POST",
+                f"{self._base}{PREFIX}/jobs/{job.id}/artifacts/upload",
+                data=body,
+                headers={"Content-Type": body.content_type},
+                read_s=_UPLOAD_S,
+            )
+        artifact_id = answer.get("id")
+        if not isinstance(artifact_id, str):
+            raise Unanswered("the answer to an upload names no artifact")
+        return artifact_id
+
+    def complete(self, job: Job, *, summary: str, result: Mapping[str, object]) -> None:
+        """Say that the work is done."""
+        body = self._holder(job, resultSummary=summary, result=dict(result))
+        self._post(f"/jobs/{job.id}/complete", body)
+
+    def fail(self, job: Job, *, message: str, error_type: str, retryable: bool) -> None:
+        """Say that it cannot be done, or not now."""
+        body = self._holder(job, errorMessage=message, errorType=error_type, retryable=retryable)
+        self._post(f"/jobs/{job.id}/fail", body)
+
+    def release(self, job: Job) -> None:
+        """Give the job back; the attempt does not count."""
+        self._post(f"/jobs/{job.id}/release", self._holder(job))
+
+    def acknowledge_cancel(self, job: Job, *, message: str) -> None:
+        """Say that a cancelled job has been stopped."""
+        self._post(f"/jobs/{job.id}/cancel/ack", self._holder(job, message=message))
+
+    def _holder(self, job: Job, **more: object) -> dict[str, object]:
+        """Return a body that says who holds the job."""
+        body: dict[str, object] = {"workerId": self._who.worker_id, **more}
+        if job.lease_id is not None:
+            body["leaseId"] = job.lease_id
+        return body
+
+    def _post(
+        self,
+        path: str,
+        body: Mapping[str, object],
+        *,
+        headers: Mapping[str, str] | None = None,
+        connect_s: float = _CONNECT_S,
+        read_s: float = _ANSWER_S,
+    ) -> Mapping[str, object]:
+        """Post JSON under the prefix."""
+        return self._json(
+            "POST",
+            f"{self._base}{PREFIX}{path}",
+            data=json.dumps(body, allow_nan=False).encode(),
+            headers={"Content-Type": "application/json", **(headers or {})},
+            connect_s=connect_s,
+            read_s=read_s,
+        )
+
+    def _json(
+        self,
+        method: str,
+        url: str,
+        *,
+        data: bytes | MultipartBody | None = None,
+        headers: Mapping[str, str] | None = None,
+        connect_s: float = _CONNECT_S,
+        read_s: float = _ANSWER_S,
+    ) -> Mapping[str, object]:
+        """Ask once and return the edge's JSON object."""
+        try:
+            with self._session().request(
+                method,
+                url,
+                data=data,
+                headers=dict(headers or {}),
+                timeout=(connect_s, read_s),
+                allow_redirects=False,
+                stream=True,
+            ) as response:
+                body = b"".join(_bounded(response, until=time.monotonic() + read_s))
+        except requests.RequestException as error:
+            raise Unanswered(f"{method} {url}: {type(error).__name__}") from error
+        return _understand(response, body)
+
+    def _session(self) -> requests.Session:
+        """Return this thread's session: no proxies, no .netrc, nothing but what we set."""
+        session: requests.Session | None = getattr(self._local, "session", None)
+        if session is None:
+            session = requests.Session()
+            session.trust_env = False
+            session.headers.update(
+                {
+                    "Authorization": f"Bearer {self._token}",
+                    "Accept": "application/json",
+                    "User-Agent": f"drawbridge-worker/{self._who.version}",
+                }
+            )
+            self._local.session = session
+        return session
+
+
+def _bounded(response: requests.Response, *, until: float) -> Iterator[bytes]:
+    """Read an answer that may be a drip or a flood."""
+    size = 0
+    for chunk in response.iter_content(65536):
+        size += len(chunk)
+        if size > _MAX_ANSWER:
+            raise Unanswered(f"an answer of more than {_MAX_ANSWER} bytes")
+        if time.monotonic() > until:
+            raise Unanswered("the answer did not end in time")
+        yield chunk
+
+
+def _understand(response: requests.Response, body: bytes) -> Mapping[str, object]:
+    """Tell the edge's yes from its no, and both from everything else on the way."""
+    status, after = response.status_code, _retry_after(response.headers.get("Retry-After"))
+    if status in _AGAIN or status >= _SERVER_ERROR:
+        raise Unanswered(f"the edge answered {status}", retry_after_s=after)
+    try:
+        answer = json.loads(body, parse_constant=_no_number)
+    except (ValueError, RecursionError):
+        raise Unanswered(f"status {status} with a body that is no JSON") from None
+    if not isinstance(answer, dict):
+        raise Unanswered(f"status {status} with a body that is no object")
+    if response.ok and status < requests.codes.multiple_choices:
+        return answer
+    detail = answer.get("detail")
+    if not isinstance(detail, dict) or not isinstance(detail.get("code"), str):
+        raise Unanswered(f"status {status}, but not from the edge: {response.reason}")
+    message = detail.get("message")
+    raise Refused(
+        status=status,
+        code=detail["code"],
+        message=message[:500] if isinstance(message, str) else "",
+    )
+
+
+def _no_number(name: str) -> NoReturn:
+    """Refuse NaN and its relatives."""
+    raise ValueError(name)
+
+
+def _retry_after(value: str | None) -> float:
+    """Return the seconds a Retry-After asks for, 0 when it asks for nothing sensible."""
+    if value is None:
+        return 0.0
+    try:
+        seconds = float(value)
+    except ValueError:
+        try:
+            seconds = (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds()
+        except (ValueError, TypeError):
+            return 0.0
+    return min(max(seconds, 0.0), _MAX_RETRY_AFTER_S)
