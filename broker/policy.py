@@ -144,9 +144,8 @@ def _repository(job_type: str, payload: Mapping[str, Any]) -> str | None:
     if named is None:
         return None
     try:
-        if not isinstance(named, str):
-            raise InvalidRepository
-        return canonical_repository(named.strip())
+        # what is no string is no name either
+        return canonical_repository(named.strip() if isinstance(named, str) else "")
     except InvalidRepository:
         if job_type.startswith("codex_"):
             raise

@@ -33,6 +33,7 @@ from broker.errors import (
     OwnershipMismatch,
     ReservationsUnavailable,
 )
+from broker.expiry import Expiry
 from broker.indexing import Indexer, load, with_flag
 from broker.ledger import artifacts, events, intake, jobs, migrate, transitions
 from broker.ledger.engine import Ledger
@@ -79,9 +80,11 @@ class JobQueue:
         self.settings = settings
         self.index = Indexer(ledger, reservations, clock)
         self.catalog = Catalog(ledger)
+        self.expiry = Expiry(ledger, reservations, index=self.index, clock=clock, settings=settings)
         self._claims = Claims(
-            ledger, reservations, index=self.index, clock=clock, settings=settings
-        )
+            ledger, reservations, index=self.index, expiry=self.expiry, clock=clock,
+            settings=settings,
+        )  # fmt: skip
         self._queue_names: LRUCache[str, str] = LRUCache(REMEMBERED)
         self._lock = threading.Lock()
 

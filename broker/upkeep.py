@@ -7,23 +7,15 @@ update, and whoever comes second finds nothing left to do.
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Final
 
 import sqlalchemy as sa
 
-from broker.clock import from_ms
 from broker.errors import GenerationMoved
 from broker.files import ArtifactStore
-from broker.ledger import jobs, retention, transitions
+from broker.ledger import retention
 from broker.queue import JobQueue
-from broker.records import Job
-from broker.reservations.store import Due
-from broker.states import Index, Status
-
-log = logging.getLogger(__name__)
 
 #: entries per pass unless asked otherwise
 LIMIT: Final = 100
@@ -43,65 +35,9 @@ class Upkeep:
     def expire(self, *, limit: int = LIMIT) -> int:
         """End overdue leases and untaken grants, expired jobs and ignored cancels.
 
-        Returns how many jobs changed. A pass that died midway is resumed after 10 s.
+        Returns how many jobs changed.
         """
-        changed = 0
-        for name in self._queue.index.queues():
-            try:
-                now_ms, due = self._queue.reservations.due(name, limit=limit)
-            except GenerationMoved:
-                # a lost index knows no deadlines: leases start anew with the rebuild
-                self._queue.index.ensure(name)
-                continue
-            changed += self._end_due(name, due, from_ms(now_ms))
-        now = self._queue.clock.now()
-        return changed + self._end_expired(now, limit) + self._end_ignored(now, limit)
-
-    def _end_due(self, queue: str, due: Sequence[Due], now: datetime) -> int:
-        """Ask the ledger about each overdue entry, then index whatever it says."""
-        told: list[Job] = []
-        unknown: list[str] = []
-        changed = 0
-        for entry in due:
-            with self._queue.ledger.write() as conn:
-                job = jobs.get(conn, entry.id, lock=True)
-                ended = _end(conn, job, entry, now) if job is not None else None
-            if job is None:
-                unknown.append(entry.id)
-                continue
-            changed += ended is not None
-            told.append(ended or job)
-        self._queue.index.put(told, force=True)
-        if unknown:
-            self._queue.reservations.forget(queue, unknown)
-        return changed
-
-    def _end_expired(self, now: datetime, limit: int) -> int:
-        """Cancel queued jobs whose Celery ``expires`` has passed."""
-        table = jobs.jobs
-        due = (table.c.status == Status.QUEUED, table.c.expires_at <= now)
-        with self._queue.ledger.read() as conn:
-            if not jobs.get_many(conn, *due, limit=1):
-                return 0
-        with self._queue.ledger.write() as conn:
-            found = jobs.get_many(conn, *due, limit=limit, lock=True)
-            ended = [transitions.cancel(conn, job, now=now, reason="expired") for job in found]
-        self._queue.index.put(ended)
-        return len(ended)
-
-    def _end_ignored(self, now: datetime, limit: int) -> int:
-        """End leases whose holder never acknowledged a cancel request (decision 9)."""
-        table = jobs.jobs
-        asked = now - timedelta(seconds=self._queue.settings.cancel_grace_s)
-        due = (table.c.status == Status.RUNNING, table.c.cancel_requested_at <= asked)
-        with self._queue.ledger.read() as conn:
-            if not jobs.get_many(conn, *due, limit=1):
-                return 0
-        with self._queue.ledger.write() as conn:
-            found = jobs.get_many(conn, *due, limit=limit, lock=True)
-            ended = [transitions.cancel(conn, job, now=now) for job in found]
-        self._queue.index.put(ended)
-        return len(ended)
+        return self._queue.expiry.expire(limit=limit)
 
     def promote(self, *, limit: int = 1000) -> int:
         """Make scheduled jobs ready whose moment has come; returns how many."""
@@ -161,16 +97,3 @@ class Upkeep:
                 orphans = retention.unnamed(conn, paths[at : at + PRUNE])
             removed += sum(files.discard(path, before=before) for path in orphans)
         return removed
-
-
-def _end(conn: sa.Connection, job: Job, entry: Due, now: datetime) -> Job | None:
-    """End the lease of an overdue entry if the ledger agrees that it has run out."""
-    if job.status is not Status.RUNNING or job.lease_id != entry.lease_id:
-        return None
-    if entry.index is Index.GRANTING and job.held_until is not None:
-        if job.held_until > now:
-            return None
-        return transitions.release(conn, job, outcome="undelivered", now=now)
-    if job.lease_expires_at is not None and job.lease_expires_at > now:
-        return None
-    return transitions.lose(conn, job, now=now)

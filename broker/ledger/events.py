@@ -55,7 +55,7 @@ def append(conn: sa.Connection, job: Job, new: Sequence[NewEvent], now: datetime
             events.c.job_id == job.id, events.c.fence == job.fence, events.c.worker_seq.in_(sent)
         )
         known = {event.worker_seq: event for event in _events(conn, query)}
-    fresh = []
+    fresh: list[NewEvent] = []
     for event in new:
         if event.worker_seq is None or event.worker_seq not in known | _by_seq(fresh):
             fresh.append(event)

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from uuid import NAMESPACE_URL, UUID, uuid5
 
 import sqlalchemy as sa
@@ -53,7 +53,7 @@ def create(conn: sa.Connection, new: NewJob, now: datetime) -> Job:
             found = jobs.get(conn, known.id)
             assert found is not None  # noqa: S101  read under the numbering lock
             return found
-    return _insert(conn, [(new, lane, seq, created_at, None)])[0]
+    return _insert(conn, [_Fresh(new, lane, seq, created_at, None, digest(new))])[0]
 
 
 def ingest(
@@ -69,7 +69,7 @@ def ingest(
         task_id: (row.id, row.request_digest)
         for task_id, row in jobs.identities(conn, [item.task_id for item in items]).items()
     }
-    fresh: list[_New] = []
+    fresh: list[_Fresh] = []
     told: list[tuple[str, str]] = []
     for at, item in enumerate(items):
         identity = digest(item)
@@ -81,7 +81,8 @@ def ingest(
             continue
         new, lane, reason = _accept(item)
         known[item.task_id] = (job_id_of(item.task_id), identity)
-        fresh.append((new, lane, seq + at, created_at + jobs.TICK * at, reason))
+        moment = created_at + jobs.TICK * at
+        fresh.append(_Fresh(new, lane, seq + at, moment, reason, identity))
         told.append((item.task_id, "new" if reason is None else "rejected"))
     made = {job.task_id: job for job in _insert(conn, fresh)}
     return [
@@ -90,8 +91,16 @@ def ingest(
     ]
 
 
-#: what is inserted: job, lane, number, moment of creation, why it was rejected
-_New = tuple[NewJob, Lane, int, datetime, str | None]
+class _Fresh(NamedTuple):
+    """What is inserted."""
+
+    new: NewJob
+    lane: Lane
+    seq: int
+    created_at: datetime
+    #: why it was rejected, or None
+    reason: str | None
+    digest: str
 
 
 def digest(item: NewJob | Rejection) -> str:
@@ -128,12 +137,12 @@ def _accept(item: NewJob | Rejection) -> tuple[NewJob, Lane, str | None]:
     return new, Lane(item.queue, item.type, None, ()), item.reason
 
 
-def _insert(conn: sa.Connection, fresh: Sequence[_New]) -> list[Job]:
+def _insert(conn: sa.Connection, fresh: Sequence[_Fresh]) -> list[Job]:
     if not fresh:
         return []
-    for name in {new.queue for new, *_ in fresh}:
+    for name in {one.new.queue for one in fresh}:
         jobs.add_queue(conn, name)
-    rows = [_row(*one) for one in fresh]
+    rows = [_row(one) for one in fresh]
     jobs.insert(conn, rows)
     made = [_job(row) for row in rows]
     log, told = [], []
@@ -150,26 +159,25 @@ def _insert(conn: sa.Connection, fresh: Sequence[_New]) -> list[Job]:
     return made
 
 
-def _row(
-    new: NewJob, lane: Lane, seq: int, created_at: datetime, reason: str | None
-) -> dict[str, Any]:
+def _row(one: _Fresh) -> dict[str, Any]:
+    new = one.new
     row: dict[str, Any] = dict.fromkeys(column.name for column in jobs.jobs.c)
     row |= {
         "id": job_id_of(new.task_id), "task_id": new.task_id, "queue": new.queue, "type": new.type,
-        "seq": seq, "run": 1, "version": 1, "status": Status.QUEUED, "priority": new.priority,
-        "payload": dict(new.payload), "lane": lane.key, "lane_spec": lane.spec(),
+        "seq": one.seq, "run": 1, "version": 1, "status": Status.QUEUED, "priority": new.priority,
+        "payload": dict(new.payload), "lane": one.lane.key, "lane_spec": one.lane.spec(),
         "affinity_key": new.affinity_key, "attempt": 1, "max_attempts": new.max_attempts,
         "fence": 0, "next_attempt_at": new.not_before, "expires_at": new.expires_at,
         "created_by": new.created_by, "requested_by": new.requested_by,
-        "idempotency_key": new.idempotency_key, "request_digest": digest(new),
+        "idempotency_key": new.idempotency_key, "request_digest": one.digest,
         "retries": new.retries, "nesting": new.nesting, "event_seq": 1,
         "canvas": effects.canvas_of(new.envelope), "envelope": new.envelope,
-        "created_at": created_at, "updated_at": created_at,
+        "created_at": one.created_at, "updated_at": one.created_at,
     }  # fmt: skip
-    if reason is not None:
+    if one.reason is not None:
         row |= {
             "status": Status.FAILED, "reason": "rejected", "error_type": effects.REJECTED,
-            "error_message": reason, "finished_at": created_at,
+            "error_message": one.reason, "finished_at": one.created_at,
         }  # fmt: skip
     return row
 
@@ -179,10 +187,14 @@ def _job(row: Mapping[str, Any]) -> Job:
 
 
 def _tell_conflict(
-    conn: sa.Connection, job_id: str, fresh: Sequence[_New], item: NewJob | Rejection, now: datetime
+    conn: sa.Connection,
+    job_id: str,
+    fresh: Sequence[_Fresh],
+    item: NewJob | Rejection,
+    now: datetime,
 ) -> None:
     """Say in the job's log that another message came under its task id."""
-    if any(job_id_of(new.task_id) == job_id for new, *_ in fresh):
+    if any(job_id_of(one.new.task_id) == job_id for one in fresh):
         # both came in one batch: the first is not inserted yet, and its own row says enough
         return
     for job, seq, _ in jobs.transition(conn, jobs.jobs.c.id == job_id, now=now):

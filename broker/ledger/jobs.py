@@ -26,7 +26,7 @@ TICK: Final = timedelta(microseconds=1)
 CHUNK: Final = 500
 
 
-def to_job(row: sa.Row[Any]) -> Job:
+def to_job(row: Sequence[Any]) -> Job:
     """Make a Job of a row that begins with its columns."""
     return Job(**{column.name: row[at] for at, column in enumerate(_COLUMNS)})
 
@@ -221,7 +221,8 @@ def end_attempt(
         .values(ended_at=now, outcome=outcome, error_message=error)
         .returning(attempts.c.started_at)
     )
-    return conn.scalar(statement)
+    started: datetime | None = conn.scalar(statement)
+    return started
 
 
 def lock_worker(conn: sa.Connection, worker_id: str, now: datetime) -> None:

@@ -99,6 +99,16 @@ def free(conn: sa.Connection, seqs: Sequence[int]) -> None:
         )
 
 
+def postpone(conn: sa.Connection, seqs: Sequence[int], *, until: datetime) -> None:
+    """Give taken effects back because their store is away; that counts for no tries."""
+    for at in range(0, len(seqs), CHUNK):
+        conn.execute(
+            outbox.update()
+            .where(outbox.c.seq.in_(seqs[at : at + CHUNK]), outbox.c.done_at.is_(None))
+            .values(locked_by=None, locked_until=None, next_try_at=until)
+        )
+
+
 def retry(conn: sa.Connection, seq: int, *, error: str, now: datetime) -> bool:
     """Put an effect back for a later try, 1 s doubling up to 60 s; False once it is parked."""
     tries = conn.scalar(sa.select(outbox.c.tries).where(outbox.c.seq == seq)) or 0
@@ -132,4 +142,5 @@ def oldest(conn: sa.Connection) -> datetime | None:
     query = sa.select(sa.func.min(outbox.c.created_at)).where(
         outbox.c.done_at.is_(None), outbox.c.parked_at.is_(None)
     )
-    return conn.scalar(query)
+    moment: datetime | None = conn.scalar(query)
+    return moment

@@ -100,9 +100,9 @@ def held(
     job = get(conn, job_id, lock=True)
     if job is None:
         raise JobNotFound
-    if digest is not None and holder.lease_id is not None:
-        if (job.last_lease_id, job.last_digest) == (holder.lease_id, digest):
-            return job, True
+    repeats = holder.lease_id is not None and digest is not None
+    if repeats and (job.last_lease_id, job.last_digest) == (holder.lease_id, digest):
+        return job, True
     check_holder(job, holder)
     return job, False
 
@@ -210,7 +210,7 @@ def request_cancel(
         return job
     if job.status in TERMINAL:
         raise JobStateConflict(f"The job is {job.status}")
-    asked = {"cancel_requested_at": now, "cancel_reason": reason}
+    asked: dict[str, Any] = {"cancel_requested_at": now, "cancel_reason": reason}
     if requested_by is not None:
         asked["requested_by"] = requested_by
     if job.status is Status.QUEUED:

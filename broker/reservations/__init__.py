@@ -1,1 +1,1 @@
-"""The reservations: Redis, which holds who has what until when, and may be flushed at any instant."""
+"""The reservations: Redis, which holds who has what until when, and may be lost at any time."""

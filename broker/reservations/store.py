@@ -100,8 +100,18 @@ class _Known:
 class Reservations:
     """All that is asked of Redis; every call may raise ``ReservationsUnavailable``."""
 
-    def __init__(self, client: redis.Redis, *, shebang: bool = True) -> None:
-        """Use a client that never retries by itself (``connect`` makes one)."""
+    def __init__(
+        self,
+        client: redis.Redis,
+        *,
+        shebang: bool = True,
+        now_ms: Callable[[], int] | None = None,
+    ) -> None:
+        """Use a client that never retries by itself (``connect`` makes one).
+
+        ``now_ms`` replaces the server's clock in tests.
+        """
+        self._now_ms = now_ms
         self.client = client
         self._scripts = Scripts(client, shebang=shebang)
         self._known: dict[str, _Known] = {}
@@ -157,10 +167,13 @@ class Reservations:
         return known
 
     def _call(
-        self, name: str, queue: str, args: Callable[[_Known], list[Any]], *, now_ms: int | None
+        self,
+        name: str,
+        queue: str,
+        args: Callable[[_Known], list[Any]],
     ) -> Any:
         """Run a script in the generation that counts, once more if ours was old."""
-        moment = "" if now_ms is None else now_ms
+        moment = "" if self._now_ms is None else self._now_ms()
         for fresh in (False, True):
             known = self._get_known(queue, fresh=fresh)
             keys = QueueKeys(queue, known.generation)
@@ -205,12 +218,11 @@ class Reservations:
         placements: Sequence[Placement],
         *,
         force: bool = False,
-        now_ms: int | None = None,
     ) -> int:
         """Put jobs where the ledger says they belong; admit.lua."""
         head = [QueueKeys(queue).channel, queue, int(force)]
         return sum(
-            int(self._call("admit", queue, lambda _, a=args: head + a, now_ms=now_ms))  # type: ignore[misc]
+            int(self._call("admit", queue, lambda _, a=args: head + a))  # type: ignore[misc]
             for args in (
                 [value for placement in part for value in placement.args()]
                 for part in _parts(placements)
@@ -220,7 +232,7 @@ class Reservations:
     def drop(self, queue: str, versions: Sequence[tuple[str, int]]) -> int:
         """Forget ended jobs, each by id and version; drop.lua."""
         return sum(
-            int(self._call("drop", queue, lambda _, a=args: a, now_ms=None))  # type: ignore[misc]
+            int(self._call("drop", queue, lambda _, a=args: a))  # type: ignore[misc]
             for args in ([v for pair in part for v in pair] for part in _parts(versions))
         )
 
@@ -237,7 +249,6 @@ class Reservations:
         lease_id: str,
         worker_id: str,
         limit: int = 1,
-        now_ms: int | None = None,
     ) -> Reserved:
         """Hold the best ready jobs of the lanes a worker may see; reserve.lua."""
         channel = QueueKeys(queue).channel
@@ -248,7 +259,7 @@ class Reservations:
                 known.lanes_ver, lease_id, worker_id, GRANT_HOLD_MS, limit, channel, queue, *lanes,
             ]  # fmt: skip
 
-        now, overdue, *ids = self._with_lanes("reserve", queue, args, now_ms=now_ms)
+        now, overdue, *ids = self._with_lanes("reserve", queue, args)
         return Reserved(int(now), int(overdue), tuple(ids))
 
     def head(self, queue: str, allows: Callable[[Lane], bool]) -> tuple[int, str] | None:
@@ -257,15 +268,18 @@ class Reservations:
         def args(known: _Known) -> list[Any]:
             return [known.lanes_ver, *(lane.key for lane in self._matching(known, allows))]
 
-        best = self._with_lanes("heads", queue, args, now_ms=None)
+        best = self._with_lanes("heads", queue, args)
         return None if best is None else (int(best[0]), best[1])
 
     def _with_lanes(
-        self, name: str, queue: str, args: Callable[[_Known], list[Any]], *, now_ms: int | None
+        self,
+        name: str,
+        queue: str,
+        args: Callable[[_Known], list[Any]],
     ) -> Any:
         for _ in range(5):
             try:
-                return self._call(name, queue, args, now_ms=now_ms)
+                return self._call(name, queue, args)
             except LanesMoved:
                 self._learn_lanes(queue, self._get_known(queue))
         raise ReservationsUnavailable("the lane table grows faster than it can be read")
@@ -279,11 +293,10 @@ class Reservations:
         index: Index,
         hold_ms: int,
         lease_ms: int,
-        now_ms: int | None = None,
     ) -> int:
         """Give granted jobs (id, version, json) their deadline; confirm.lua."""
         args = [lease_id, str(index), hold_ms, lease_ms, *(v for job in jobs for v in job)]
-        return int(self._call("confirm", queue, lambda _: args, now_ms=now_ms))
+        return int(self._call("confirm", queue, lambda _: args))
 
     def renew(
         self,
@@ -293,24 +306,23 @@ class Reservations:
         lease_id: str | None,
         worker_id: str,
         lease_ms: int | None,
-        now_ms: int | None = None,
     ) -> Renewed | None:
         """Extend a lease, or with ``lease_ms=None`` take its grant up; None: ask the ledger."""
         args = [job_id, lease_id or "", worker_id, "" if lease_ms is None else lease_ms]
-        answer = self._call("renew", queue, lambda _: args, now_ms=now_ms)
+        answer = self._call("renew", queue, lambda _: args)
         return None if answer is None else Renewed(int(float(answer[0])), answer[1], answer[2])
 
-    def due(self, queue: str, *, limit: int, now_ms: int | None = None) -> tuple[int, list[Due]]:
+    def due(self, queue: str, *, limit: int) -> tuple[int, list[Due]]:
         """Name overdue grants and leases, with the server's clock; due.lua."""
         args = [limit, EXPIRING_AGAIN_MS]
-        now, *rest = self._call("due", queue, lambda _: args, now_ms=now_ms)
+        now, *rest = self._call("due", queue, lambda _: args)
         triples = zip(rest[::3], rest[1::3], rest[2::3], strict=True)
         return int(now), [Due(id, lease, Index(index)) for id, lease, index in triples]  # noqa: A001
 
-    def promote(self, queue: str, *, limit: int, now_ms: int | None = None) -> int:
+    def promote(self, queue: str, *, limit: int) -> int:
         """Make due scheduled jobs ready; promote.lua."""
         args = [QueueKeys(queue).channel, queue, limit]
-        return int(self._call("promote", queue, lambda _: args, now_ms=now_ms))
+        return int(self._call("promote", queue, lambda _: args))
 
     # -- rebuild -----------------------------------------------------------------------------
 
@@ -382,7 +394,9 @@ class Reservations:
         themselves now and then.
         """
         with self._guard():
-            pubsub = self.client.pubsub(ignore_subscribe_messages=True)
+            pubsub = self.client.pubsub(  # type: ignore[no-untyped-call]
+                ignore_subscribe_messages=True
+            )
             pubsub.psubscribe(WAKE_PATTERN)
         try:
             while True:

@@ -1,0 +1,65 @@
+"""A queue service on real stores: SQLite or PostgreSQL below, a real Valkey beside."""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from broker.clock import to_ms
+from broker.ledger import migrate
+from broker.ledger.engine import Ledger
+from broker.queue import JobQueue
+from broker.reservations.store import Reservations
+from broker.settings import QueueSettings
+from broker.upkeep import Upkeep
+
+
+class SetClock:
+    """A clock that stands still until a test moves it."""
+
+    def __init__(self) -> None:
+        self.moment = datetime.now(UTC)
+
+    def now(self) -> datetime:
+        """Return the moment it is set to."""
+        return self.moment
+
+    def advance(self, seconds: float) -> None:
+        """Move it on."""
+        self.moment += timedelta(seconds=seconds)
+
+
+@pytest.fixture
+def ledger(database_url: str) -> Iterator[Ledger]:
+    """Give a migrated ledger on each of the databases."""
+    migrate.upgrade(database_url)
+    made = Ledger(database_url, synchronous="NORMAL")
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def clock() -> SetClock:
+    """Give a clock that the test moves, for Python and for the scripts in Redis."""
+    return SetClock()
+
+
+@pytest.fixture
+def reservations(valkey_url: str, clock: SetClock) -> Iterator[Reservations]:
+    """Give empty reservations on a real server."""
+    client = Reservations.connect(valkey_url).client
+    made = Reservations(client, now_ms=lambda: to_ms(clock.now()))
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def queue(ledger: Ledger, reservations: Reservations, clock: SetClock) -> JobQueue:
+    """Give the queue service of one process."""
+    return JobQueue(ledger, reservations, clock=clock, settings=QueueSettings())
+
+
+@pytest.fixture
+def upkeep(queue: JobQueue) -> Upkeep:
+    """Give the sweeps over it."""
+    return Upkeep(queue)
