@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from broker.settings import WORKER_PREFIX
 from broker.stack import servers
 from broker.stack.folder import Folder
 from broker.stack.processes import Program
@@ -25,11 +24,13 @@ _MACHINE: Final = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "USER", "LO
 #: What the owner of a worker's machine may have set for the coding CLI and for git.
 _WORKER: Final = (
     "CODEX_HOME",
-    "SSH_AUTH_SOCK",
-    "GIT_SSH_COMMAND",
+    "HTTPS_PROXY",
+    "https_proxy",
+    "NO_PROXY",
+    "no_proxy",
+    "SSL_CERT_DIR",
     "SSL_CERT_FILE",
     "TERM",
-    "XDG_CONFIG_HOME",
 )
 GRACE_S: Final = 10.0
 #: The bridge finishes what it has begun to tell Celery.
@@ -124,11 +125,7 @@ class Programs:
         self, worker_id: str, token: Path, arguments: tuple[str, ...], ready: Callable[[], bool]
     ) -> Program:
         """Return a remote worker, which is told one URL and one token."""
-        own = {
-            name: value
-            for name, value in self.environ.items()
-            if name in _WORKER or name.startswith(WORKER_PREFIX)
-        }
+        own = {name: self.environ[name] for name in _WORKER if name in self.environ}
         edge = ("--url", self.addresses.edge_url, "--token-file", str(token))
         me = ("--worker-id", worker_id, "--work-dir", str(self.folder.data(worker_id)))
         argv = (command("drawbridge-worker"), "run", *edge, *me, *arguments)

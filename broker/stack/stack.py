@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import sqlalchemy as sa
 from celery import Celery
@@ -148,7 +148,7 @@ class Stack:
             path.write_text(text, encoding="utf-8")
         return path
 
-    def report(self) -> dict[str, object]:
+    def report(self) -> dict[str, Any]:
         """Return what `drawbridge up --json` prints of a stack that is up."""
         if self._addresses is None or self.operator_token_file is None:
             raise RuntimeError("the stack is not up")
@@ -171,7 +171,11 @@ class Stack:
     def run(self) -> None:
         """Watch until told to stop; what dies is restarted, what keeps dying ends the stack."""
         while not self._stopping.wait(CHECK_S):
-            self._supervisor.check()
+            self.check()
+
+    def check(self) -> None:
+        """Restart what has died; whoever does not `run` calls this now and then."""
+        self._supervisor.check()
 
     def stop(self) -> None:
         """Bring everything down and let the folder go."""

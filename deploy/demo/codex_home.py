@@ -13,6 +13,8 @@ from typing import Final
 
 #: Nobody checks it: the scripted model takes any key and `codex login status` takes this one.
 DUMMY_KEY: Final = "sk-scripted-no-account"
+#: Nobody asks it anything; Codex warns of models it has never heard of.
+MODEL: Final = "gpt-5.5"
 SANDBOXED: Final = "workspace-write"
 UNSANDBOXED: Final = "danger-full-access"
 TIMEOUT_S: Final = 60.0
@@ -20,7 +22,7 @@ TIMEOUT_S: Final = 60.0
 #: Plugins, apps and the update check dial github.com and chatgpt.com at every start, and a run in
 #: the demo talks to the model and to nobody else.
 _CONFIG: Final = """\
-model = "scripted"
+model = {model}
 model_provider = "scripted"
 approval_policy = "never"
 sandbox_mode = {sandbox}
@@ -73,7 +75,9 @@ def environment(home: Path) -> dict[str, str]:
 
 def _write(home: Path, *, model_url: str, sandbox: str) -> None:
     # A JSON string is a TOML string.
-    text = _CONFIG.format(url=json.dumps(model_url), sandbox=json.dumps(sandbox))
+    text = _CONFIG.format(
+        model=json.dumps(MODEL), url=json.dumps(model_url), sandbox=json.dumps(sandbox)
+    )
     (home / "config.toml").write_text(text, encoding="utf-8")
 
 

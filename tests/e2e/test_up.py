@@ -1,0 +1,152 @@
+"""`drawbridge up`: one line of JSON, a stack that works, and nothing left when it is told to stop."""
+
+import json
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import requests
+from celery import Celery
+
+from broker.stack.programs import command
+from tests.processes import Process, until
+
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(180)]
+READY_S = 90.0
+STANDIN = Path(__file__).resolve().parents[2] / "deploy" / "demo" / "standin_codex.py"
+KEYS = {
+    "edgeUrl",
+    "flowerUrl",
+    "brokerUrl",
+    "resultBackend",
+    "queue",
+    "operatorToken",
+    "reservationsUrl",
+    "databaseUrl",
+    "dataDir",
+}
+Up = Callable[..., tuple[Process, dict[str, Any]]]
+
+
+@pytest.fixture
+def up(process: Callable[..., Process], tmp_path: Path) -> Up:
+    def start(*options: str, data: str = "data") -> tuple[Process, dict[str, Any]]:
+        argv = [command("drawbridge"), "up", "--json", "--data-dir", str(tmp_path / data)]
+        started = process([*argv, *options], stdout_apart=True)
+        line = started.until(
+            lambda: "\n" in started.stdout() and started.stdout(), READY_S, what="it is ready"
+        )
+        told: dict[str, Any] = json.loads(line)
+        return started, told
+
+    return start
+
+
+def edge(told: dict[str, Any], method: str, path: str, **more: Any) -> requests.Response:
+    headers = {"Authorization": f"Bearer {told['operatorToken']}"}
+    url = f"{told['edgeUrl']}/api/queue{path}"
+    return requests.request(method, url, headers=headers, timeout=10, **more)
+
+
+def gone(pids: dict[str, int]) -> bool:
+    return not any(psutil.pid_exists(pid) for pid in pids.values())
+
+
+def test_one_line_a_usable_stack_and_a_clean_end(up: Up, tmp_path: Path):
+    started, told = up("--workers", "0", "--queue", "elsewhere")
+    assert set(told) >= KEYS
+    assert told["queue"] == "elsewhere"
+    assert set(told["pids"]) == {"broker", "reservations", "flower", "bridge", "beat", "edge"}
+    assert requests.get(f"{told['flowerUrl']}/healthcheck", timeout=10).status_code == 200
+
+    # what plain Celery sends arrives as a job, and a cancel comes back as a result
+    with Celery(broker=told["brokerUrl"], backend=told["resultBackend"]) as app:
+        sent = app.send_task("codex_exec", kwargs={"repository": "o/n"}, queue="elsewhere")
+        until(lambda: edge(told, "GET", f"/jobs/{sent.id}").ok, what="the bridge has brought it")
+        assert (
+            edge(told, "POST", f"/jobs/{sent.id}/cancel", json={}).json()["status"] == "cancelled"
+        )
+        until(lambda: sent.state == "REVOKED", what="the bridge has told Celery")
+        sent.forget()
+
+    assert started.terminate(timeout=60) == 0
+    assert gone(told["pids"])
+    assert started.stdout().count("\n") == 1
+    logs = {path.name for path in (tmp_path / "data" / "logs").iterdir()}
+    assert {"edge.log", "bridge.log", "beat.log", "broker.log"} <= logs
+
+
+def test_each_process_holds_what_it_needs_and_no_more(up: Up):
+    told = up("--no-flower", "--", "--codex", str(STANDIN))[1]
+    seen = {name: psutil.Process(pid).environ() for name, pid in told["pids"].items()}
+    holds = {
+        name: {
+            what
+            for what in ("brokerUrl", "resultBackend", "reservationsUrl", "databaseUrl")
+            if any(told[what] in value for value in environment.values())
+        }
+        for name, environment in seen.items()
+    }
+    assert holds == {
+        "broker": set(),
+        "reservations": set(),
+        "bridge": {"brokerUrl", "resultBackend", "reservationsUrl", "databaseUrl"},
+        "beat": {"brokerUrl"},
+        "edge": {"reservationsUrl", "databaseUrl"},
+        "worker-1": set(),
+    }
+    arguments = {name: psutil.Process(pid).cmdline() for name, pid in told["pids"].items()}
+    assert not any(told["operatorToken"] in word for line in arguments.values() for word in line)
+
+
+def test_what_dies_is_restarted_in_its_place(up: Up):
+    started, told = up("--workers", "0", "--no-flower")
+    psutil.Process(told["pids"]["edge"]).kill()
+    until(lambda: not answers(told), what="the edge is gone")
+    until(lambda: answers(told), 60, what="the edge is back")
+    assert started.terminate(timeout=60) == 0
+
+
+def test_a_second_stack_on_the_folder_is_refused_and_harms_nothing(
+    up: Up, process: Callable[..., Process], tmp_path: Path
+):
+    _, told = up("--workers", "0", "--no-flower")
+    second = process([command("drawbridge"), "up", "--data-dir", str(tmp_path / "data")])
+    assert second.wait(60) == 1
+    assert "another stack" in second.output()
+    assert "--data-dir" in second.output()
+    assert answers(told)
+
+
+def test_a_killed_stack_is_cleared_away_by_the_next_and_its_jobs_are_still_there(up: Up):
+    started, before = up("--workers", "0", "--no-flower")
+    made = edge(before, "POST", "/jobs", json={"type": "noop", "payload": {}}).json()
+    started.signal(signal.SIGKILL)
+    started.wait()
+    _, after = up("--workers", "0", "--no-flower")
+    assert gone(before["pids"])
+    assert after["operatorToken"] == before["operatorToken"]
+    assert edge(after, "GET", f"/jobs/{made['id']}").json()["status"] == "queued"
+
+
+def test_a_worker_whose_preflight_fails_ends_the_start_with_its_own_words(
+    process: Callable[..., Process], tmp_path: Path
+):
+    argv = [command("drawbridge"), "up", "--no-flower", "--data-dir", str(tmp_path / "data")]
+    started = process([*argv, "--", "--codex", "/nowhere/codex"], stdout_apart=True)
+    assert started.wait(READY_S) == 1
+    assert started.stdout() == ""
+    assert "worker-1 ended with exit code 3" in started.output()
+    assert "/nowhere/codex" in started.output()
+    left = [p for p in psutil.process_iter(["cmdline"]) if str(tmp_path) in str(p.info["cmdline"])]
+    assert left == []
+
+
+def answers(told: dict[str, Any]) -> bool:
+    try:
+        return requests.get(f"{told['edgeUrl']}/readyz", timeout=5).status_code == 200
+    except requests.ConnectionError:
+        return False
