@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Final, Literal
 
 import sqlalchemy as sa
+from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random
 
 from broker.errors import ConfigurationError, LedgerUnavailable
+from broker.ledger.turns import Turns
 
 #: how long a writer waits for the one before it on SQLite
 BUSY_TIMEOUT_S: Final = 10
@@ -45,7 +47,8 @@ _SQLITE_AWAY: Final = frozenset(
     },
 )
 _PRIMARY_CODE: Final = 0xFF
-_POSTGRES_READ_ONLY: Final = "25006"
+#: a standby's "cannot write" and "cannot begin a transaction that may"
+_POSTGRES_READ_ONLY: Final = frozenset({"25006", "0A000"})
 _POSTGRES_NO_TABLE: Final = "42P01"
 
 Dialect = Literal["sqlite", "postgresql"]
@@ -93,7 +96,7 @@ class Ledger:
             self.engine = _postgresql(parsed)
         self._here = threading.local()
         # SQLite's writers wait by sleeping ever longer; those of one process can queue up instead.
-        self._writer = threading.Lock()
+        self._writers = Turns()
         _forget_after_fork(self.engine)
 
     @contextmanager
@@ -111,13 +114,13 @@ class Ledger:
                 yield connection
             return
         self._refuse_nesting()
-        if not self._writer.acquire(timeout=patience_s):
+        if not self._writers.acquire(timeout_s=patience_s):
             raise LedgerUnavailable
         try:
             with self._transaction(patience_s=patience_s) as connection:
                 yield connection
         finally:
-            self._writer.release()
+            self._writers.release()
 
     @contextmanager
     def read(self) -> Iterator[sa.Connection]:
@@ -148,6 +151,9 @@ class Ledger:
         except (sa.exc.DBAPIError, sa.exc.TimeoutError) as error:
             if (reason := _away(error, writes=patience_s is not None)) is None:
                 raise
+            if isinstance(error, sa.exc.DBAPIError) and _is_standby(error):
+                # Behind the same address there may be a new primary; ours stay with the old one.
+                self.engine.dispose()
             raise LedgerUnavailable(reason) from error
         finally:
             self._here.open = False
@@ -177,7 +183,9 @@ def _sqlite(url: sa.URL, synchronous: str) -> sa.Engine:
 
     @sa.event.listens_for(engine, "connect")
     def connected(connection: sqlite3.Connection, _record: object) -> None:
-        connection.execute("PRAGMA journal_mode = WAL")
+        for attempt in _until_not_busy():
+            with attempt:
+                connection.execute("PRAGMA journal_mode = WAL")
         connection.execute(f"PRAGMA synchronous = {synchronous}")
         connection.execute("PRAGMA foreign_keys = ON")
 
@@ -195,6 +203,19 @@ def _sqlite(url: sa.URL, synchronous: str) -> sa.Engine:
         connection.exec_driver_sql("BEGIN IMMEDIATE")
 
     return engine
+
+
+def _until_not_busy() -> Retrying:
+    # Of several processes that open a new file at once SQLite lets one switch it to WAL and tells
+    # the others at once that it is busy, whatever busy_timeout says.
+    return Retrying(
+        retry=retry_if_exception(
+            lambda error: getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_BUSY,
+        ),
+        wait=wait_random(0.001, 0.02),
+        stop=stop_after_delay(BUSY_TIMEOUT_S),
+        reraise=True,
+    )
 
 
 def _make_file(path: Path) -> None:
@@ -250,13 +271,15 @@ def _away(error: sa.exc.DBAPIError | sa.exc.TimeoutError, *, writes: bool) -> st
         # In read() a refused write is our own mistake; in write() the disk turned read-only.
         away = code in _SQLITE_AWAY or (writes and code == sqlite3.SQLITE_READONLY)
         return _AWAY if away else None
-    state = getattr(cause, "sqlstate", None)
-    if state == _POSTGRES_NO_TABLE:
+    if getattr(cause, "sqlstate", None) == _POSTGRES_NO_TABLE:
         return _NO_TABLES
     gone = error.connection_invalidated or isinstance(
         error, sa.exc.OperationalError | sa.exc.InterfaceError
     )
-    # A primary that became a standby answers reads and refuses writes.
-    if gone or (writes and state == _POSTGRES_READ_ONLY):
+    if gone or (writes and _is_standby(error)):
         return _AWAY
     return None
+
+
+def _is_standby(error: sa.exc.DBAPIError) -> bool:
+    return getattr(error.orig, "sqlstate", None) in _POSTGRES_READ_ONLY

@@ -1,0 +1,145 @@
+"""The revisions make exactly the tables of the models, once, on both databases."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
+
+from broker.errors import ConfigurationError
+from broker.ledger import migrate
+from broker.ledger.engine import Ledger
+from broker.ledger.models import Base, BridgeStateRow
+
+
+@pytest.fixture
+def ledger(database_url: str) -> Iterator[Ledger]:
+    """Give a ledger without tables."""
+    ledger = Ledger(database_url)
+    yield ledger
+    ledger.close()
+
+
+def described(ledger: Ledger) -> dict[str, Any]:
+    """Read back all the database knows of its tables, but alembic's own."""
+    inspector = sa.inspect(ledger.engine)
+
+    def by_text(things: Iterable[Any]) -> list[str]:
+        return sorted(str(sorted(thing.items())) for thing in things)
+
+    def index(one: Any) -> dict[str, str]:
+        return {**one, "dialect_options": {k: str(v) for k, v in one["dialect_options"].items()}}
+
+    return {
+        table: [
+            [
+                (column["name"], str(column["type"]), column["nullable"], column.get("default"))
+                for column in inspector.get_columns(table)
+            ],
+            by_text([inspector.get_pk_constraint(table)]),
+            by_text(inspector.get_unique_constraints(table)),
+            by_text(inspector.get_check_constraints(table)),
+            by_text(inspector.get_foreign_keys(table)),
+            by_text(map(index, inspector.get_indexes(table))),
+        ]
+        for table in sorted(inspector.get_table_names())
+        if table != "alembic_version"
+    }
+
+
+def drop_everything(ledger: Ledger) -> None:
+    with ledger.write() as connection:
+        Base.metadata.drop_all(connection)
+        connection.execute(sa.text("DROP TABLE alembic_version"))
+
+
+def test_an_empty_ledger_is_made_and_a_second_time_nothing_happens(
+    database_url: str, ledger: Ledger
+):
+    assert not migrate.check(ledger)
+    done = migrate.upgrade(database_url)
+    assert (done.before, done.after) == (None, migrate.head())
+    assert migrate.check(ledger)
+    before = described(ledger)
+    done = migrate.upgrade(database_url)
+    assert (done.before, done.after) == (migrate.head(), migrate.head())
+    assert described(ledger) == before
+
+
+def test_the_row_that_numbers_jobs_is_there(database_url: str, ledger: Ledger):
+    migrate.upgrade(database_url)
+    with ledger.read() as connection:
+        rows = connection.execute(sa.select(BridgeStateRow.__table__)).all()
+    assert rows == [(1, 0, datetime(1970, 1, 1, tzinfo=UTC))]
+
+
+def test_alembic_finds_no_difference_between_revisions_and_models(
+    database_url: str, ledger: Ledger
+):
+    migrate.upgrade(database_url)
+    config = migrate.config()
+    with ledger.write() as connection:
+        config.attributes["connection"] = connection
+        command.check(config)
+
+
+def test_the_database_finds_no_difference_either(database_url: str, ledger: Ledger):
+    migrate.upgrade(database_url)
+    revisions = described(ledger)
+    drop_everything(ledger)
+    with ledger.write() as connection:
+        Base.metadata.create_all(connection)
+    models = described(ledger)
+    assert list(revisions) == list(models)
+    for table in models:
+        assert revisions[table] == models[table], table
+
+
+def test_upgrades_at_once_make_the_ledger_once(database_url: str, ledger: Ledger):
+    with ThreadPoolExecutor(4) as pool:
+        done = list(pool.map(migrate.upgrade, [database_url] * 4))
+    assert {one.after for one in done} == {migrate.head()}
+    assert migrate.check(ledger)
+    with ledger.read() as connection:
+        assert connection.scalar(sa.select(sa.func.count()).select_from(BridgeStateRow)) == 1
+
+
+def test_an_upgrade_that_fails_leaves_nothing(
+    database_url: str, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+):
+    whole = command.upgrade
+
+    def fail(config: Config, revision: str) -> None:
+        whole(config, revision)
+        raise OSError("the power went")
+
+    monkeypatch.setattr(command, "upgrade", fail)
+    with pytest.raises(OSError, match="power"):
+        migrate.upgrade(database_url)
+    assert described(ledger) == {}
+    monkeypatch.undo()
+    migrate.upgrade(database_url)
+    assert migrate.check(ledger)
+
+
+def test_a_ledger_from_the_future_is_left_alone(database_url: str, ledger: Ledger):
+    migrate.upgrade(database_url)
+    with ledger.write() as connection:
+        connection.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
+    before = described(ledger)
+    assert not migrate.check(ledger)
+    with pytest.raises(ConfigurationError, match="9999"):
+        migrate.upgrade(database_url)
+    assert described(ledger) == before
+
+
+def test_revisions_import_nothing_of_ours():
+    for revision in Path(migrate.SCRIPTS, "versions").glob("[0-9]*.py"):
+        assert "broker" not in revision.read_text(encoding="utf-8")
