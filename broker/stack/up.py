@@ -43,7 +43,8 @@ def up(as_json: bool, data_dir: Path | None, **wanted: Any) -> None:  # noqa: FB
 
     What stands after `--` is handed to every `drawbridge-worker run`.
     """
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("broker.stack").setLevel(logging.INFO)
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())

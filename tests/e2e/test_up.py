@@ -1,4 +1,4 @@
-"""`drawbridge up`: one line of JSON, a stack that works, and nothing left when it is told to stop."""
+"""`drawbridge up`: one line of JSON, a stack that works, and nothing left when told to stop."""
 
 import json
 import signal
