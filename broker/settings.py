@@ -57,9 +57,7 @@ class Environment:
         self._values = dict(os.environ if environ is None else environ)
         for name in sorted(self._values):
             if name.startswith(PREFIX) and not name.startswith(WORKER_PREFIX) and name not in NAMES:
-                near = difflib.get_close_matches(name, NAMES, n=1)
-                hint = f"; did you mean {near[0]}?" if near else ""
-                raise ConfigurationError(f"There is no setting {name}{hint}")
+                raise ConfigurationError(f"There is no setting {name}{_near(name)}")
 
     def get(self, name: str) -> str | None:
         """Return a value without the blanks around it; empty counts as not set."""
@@ -115,6 +113,13 @@ class Environment:
         """Where whatever has no place of its own lies."""
         home = Path(self.get("XDG_DATA_HOME") or "~/.local/share")
         return self.path("DRAWBRIDGE_DATA_DIR", home / "drawbridge")
+
+
+def _near(name: str) -> str:
+    # Without the prefix, which makes all of them look alike.
+    words = {known.removeprefix(PREFIX): known for known in NAMES}
+    near = difflib.get_close_matches(name.removeprefix(PREFIX), words, n=1)
+    return f"; did you mean {words[near[0]]}?" if near else ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
