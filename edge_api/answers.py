@@ -1,0 +1,203 @@
+"""What clients get: camelCase; each key of an answer is always there, ``null`` when unset."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import marshmallow as ma
+from marshmallow import fields, validate
+
+from broker.states import Status
+from edge_api.arguments import LEVELS
+from edge_api.fields import Moment, camel
+
+
+class Answer(ma.Schema):
+    """An answer."""
+
+    def on_bind_field(self, field_name: str, field_obj: fields.Field[Any]) -> None:
+        """Name the field as the wire does, and promise it."""
+        field_obj.data_key = field_obj.data_key or camel(field_name)
+        field_obj.required = True
+
+
+class ArtifactsPath(fields.String):
+    """Where the artifacts of a job are listed, from its id."""
+
+    def _serialize(self, value: Any, *_args: Any, **_kwargs: Any) -> str:
+        return f"jobs/{value}/artifacts"
+
+
+class JobSchema(Answer):
+    """A job."""
+
+    id = fields.UUID()
+    type = fields.String()
+    status = fields.String(validate=validate.OneOf([str(status) for status in Status]))
+    priority = fields.Integer()
+    payload = fields.Dict()
+    created_by_user_id = fields.String(attribute="created_by", allow_none=True)
+    requested_by_user_id = fields.String(attribute="requested_by", allow_none=True)
+    affinity_key = fields.String(allow_none=True)
+    claimed_by = fields.String(allow_none=True)
+    lease_expires_at = Moment(allow_none=True)
+    next_attempt_at = Moment(allow_none=True)
+    attempt = fields.Integer()
+    max_attempts = fields.Integer()
+    result_summary = fields.String(allow_none=True)
+    error_message = fields.String(allow_none=True)
+    artifacts_path = ArtifactsPath(
+        attribute="id", dump_only=True, metadata={"description": "below the prefix"}
+    )
+    started_at = Moment(allow_none=True)
+    finished_at = Moment(allow_none=True)
+    created_at = Moment()
+    updated_at = Moment()
+    cancel_requested_at = Moment(allow_none=True)
+    cancel_reason = fields.String(allow_none=True)
+    queue = fields.String()
+    lease_id = fields.String(allow_none=True, metadata={"description": "for its holder alone"})
+    fence = fields.Integer()
+    result = fields.Raw(allow_none=True)
+    error_type = fields.String(allow_none=True)
+
+
+class JobPageSchema(Answer):
+    """A page of jobs, newest first."""
+
+    items = fields.List(fields.Nested(JobSchema))
+    next_cursor = fields.String(allow_none=True)
+
+
+class ClaimSchema(Answer):
+    """What a claim was granted; nothing is no error."""
+
+    job = fields.Nested(JobSchema, allow_none=True)
+    jobs = fields.List(fields.Nested(JobSchema))
+
+
+class HeartbeatSchema(JobSchema):
+    """The job with its new deadline, and orders for the worker."""
+
+    drain = fields.Boolean(metadata={"description": "finish what runs and claim no more"})
+    expires_in = fields.Float(metadata={"description": "seconds until the lease ends"})
+
+    def get_attribute(self, obj: Any, attr: str, default: Any) -> Any:
+        """Look up the orders in the heartbeat and all else in its job."""
+        if attr == "drain":
+            return obj.drain
+        if attr == "expires_in":
+            return obj.expires_in_s
+        return super().get_attribute(obj.job, attr, default)
+
+
+class EventSchema(Answer):
+    """An entry of a job's log."""
+
+    id = fields.UUID()
+    job_id = fields.UUID()
+    level = fields.String(validate=validate.OneOf(LEVELS))
+    message = fields.String()
+    payload = fields.Dict(allow_none=True)
+    created_at = Moment()
+    seq = fields.Integer()
+    attempt = fields.Integer()
+    fence = fields.Integer()
+
+
+class EventsSchema(Answer):
+    """The entries of a batch as they stand in the log."""
+
+    items = fields.List(fields.Nested(EventSchema))
+
+
+class AppendedSchema(EventSchema):
+    """One stored entry as itself, a batch of them under ``items``."""
+
+    def dump(self, obj: Any, *, many: bool | None = None) -> Any:
+        """Write what was stored in the form it was sent."""
+        if isinstance(obj, list):
+            return {"items": super().dump(obj, many=True)}
+        return super().dump(obj, many=many)
+
+
+class EventPageSchema(EventsSchema):
+    """A part of a job's log, oldest first; ``cursor`` is the ``after`` of the next call."""
+
+    cursor = fields.Integer(
+        allow_none=True, metadata={"description": "null after a moment beyond which is nothing"}
+    )
+
+
+class ArtifactSchema(Answer):
+    """A stored file of a job."""
+
+    id = fields.UUID()
+    job_id = fields.UUID()
+    name = fields.String()
+    content_type = fields.String(allow_none=True)
+    size_bytes = fields.Integer()
+    digest = fields.String()
+    storage_path = fields.String()
+    created_at = Moment()
+    attempt = fields.Integer()
+    fence = fields.Integer()
+
+
+class ArtifactsSchema(Answer):
+    """The stored files of a job."""
+
+    items = fields.List(fields.Nested(ArtifactSchema))
+
+
+class Allowed(fields.List[str]):
+    """What a token allows; null does not restrict, an empty list allows nothing."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(fields.String(), allow_none=True, **kwargs)
+
+
+class WorkerTokenSchema(Answer):
+    """A worker's token: never its secret."""
+
+    id = fields.String(attribute="credential.id")
+    worker_id = fields.String(attribute="credential.worker_id")
+    description = fields.String(attribute="credential.description", allow_none=True)
+    allowed_repositories = Allowed(attribute="credential.policy.repositories")
+    allowed_job_types = Allowed(attribute="credential.policy.types")
+    capabilities = Allowed(attribute="credential.policy.capabilities")
+    is_active = fields.Boolean()
+    created_at = Moment(attribute="credential.created_at")
+    expires_at = Moment(attribute="credential.expires_at", allow_none=True)
+    last_used_at = Moment(attribute="credential.last_used_at", allow_none=True)
+    queues = Allowed(attribute="credential.policy.queues")
+    max_concurrency = fields.Integer(attribute="credential.policy.max_concurrency", allow_none=True)
+
+
+class NewTokenSchema(Answer):
+    """A new token; its text is shown this once."""
+
+    token = fields.String()
+    worker_token = fields.Nested(WorkerTokenSchema)
+
+
+class WorkerTokensSchema(Answer):
+    """Workers' tokens, newest first."""
+
+    items = fields.List(fields.Nested(WorkerTokenSchema))
+
+
+class HelloSchema(Answer):
+    """The rhythm the edge asks of a worker, and what it can do beyond the base contract."""
+
+    worker_id = fields.String()
+    heartbeat_seconds = fields.Float()
+    wait_seconds = fields.Integer()
+    lease_seconds = fields.Integer()
+    features = fields.List(fields.String())
+
+
+class HealthSchema(Answer):
+    """A process that answers."""
+
+    status = fields.String(validate=validate.OneOf(["ok"]))

@@ -1,0 +1,52 @@
+"""``drawbridge edge``: serves the HTTP API that remote workers reach."""
+
+from __future__ import annotations
+
+import json
+from ipaddress import ip_address
+
+import click
+
+from broker.errors import ConfigurationError
+from edge_api.server import EdgeServer
+from edge_api.settings import RESERVE, THREADS, EdgeSettings
+from edge_api.traffic import log_to_stderr
+
+
+@click.command()
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", default=8080, show_default=True, type=click.IntRange(0, 65535))
+@click.option(
+    "--threads",
+    default=THREADS,
+    show_default=True,
+    type=click.IntRange(RESERVE + 1, 10_000),
+    help=f"Calls served at once; all but {RESERVE} may be waiting claims.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Say for a script where it listens.")
+def edge(*, host: str, port: int, threads: int, as_json: bool) -> None:
+    """Serve the HTTP API that remote workers reach.
+
+    Put a TLS proxy that buffers requests before it when it faces the internet.
+    """
+    settings = EdgeSettings.from_env(threads=threads)
+    if settings.auth_disabled and not _is_loopback(host):
+        raise ConfigurationError(
+            f"AUTH_PROVIDER=disabled lets every caller in as an operator, so the edge listens on "
+            f"loopback alone with it, not on {host}"
+        )
+
+    def listening(url: str) -> None:
+        click.echo(json.dumps({"url": url}) if as_json else f"The edge listens on {url}")
+
+    log_to_stderr()
+    EdgeServer(settings, host=host, port=port, listening=listening).run()
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,74 @@
+"""The only one to know what the edge may be told by its environment, and what it refuses there."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final, Self
+
+from broker.errors import ConfigurationError
+from broker.settings import BridgeSettings, Environment, QueueSettings, StoreSettings
+
+#: a URL whose name says that it is a broker's, or whose scheme is a broker's whatever its name
+_BROKER_NAME: Final = re.compile(r"BROKER|AMQP|RABBIT", re.IGNORECASE)
+_URL: Final = re.compile(r"(?!https?:)[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+_AMQP: Final = re.compile(r"(?:py|libr)?amqps?://", re.IGNORECASE)
+#: threads that no waiting claim may take: heartbeats and reports come first
+RESERVE: Final = 38
+THREADS: Final = 250 + RESERVE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EdgeSettings:
+    """What one edge process needs."""
+
+    stores: StoreSettings
+    queue: QueueSettings = field(default_factory=QueueSettings)
+    #: where jobs made over HTTP go that name no queue
+    default_queue: str = "remote"
+    #: whether callers on this machine need no operator token (decision 39)
+    auth_disabled: bool = False
+    #: calls served at once
+    threads: int = THREADS
+    #: the rhythm asked of workers, in seconds
+    lease_s: int = 60
+    wait_s: int = 25
+
+    @property
+    def waits_max(self) -> int:
+        """Long polls that may wait at once."""
+        return max(1, self.threads - RESERVE)
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] | None = None, *, threads: int = THREADS) -> Self:
+        """Read them from the environment.
+
+        Raises:
+            ConfigurationError: something is wrong with it, or it names a Celery broker.
+        """
+        values = os.environ if environ is None else environ
+        _refuse_broker(values)
+        env = Environment(values)
+        provider = env.text("AUTH_PROVIDER", "tokens").lower()
+        if provider not in {"tokens", "disabled"}:
+            raise ConfigurationError("AUTH_PROVIDER is tokens (the default) or disabled")
+        return cls(
+            stores=StoreSettings.from_env(values),
+            queue=QueueSettings.from_env(values),
+            default_queue=BridgeSettings.from_env(values).queues[0],
+            auth_disabled=provider == "disabled",
+            threads=threads,
+        )
+
+
+def _refuse_broker(environ: Mapping[str, str]) -> None:
+    """Refuse the one secret that must not stand on the internet; its value is never repeated."""
+    for name, value in sorted(environ.items()):
+        if _AMQP.match(value) or (_BROKER_NAME.search(name) and _URL.match(value)):
+            raise ConfigurationError(
+                f"The edge must not know the Celery broker, but {name} names one. "
+                "Start it with an environment of its own (for example: "
+                f"env -u {name} drawbridge edge)."
+            )

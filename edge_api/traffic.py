@@ -1,0 +1,84 @@
+"""The only one to know what every answer carries, and what is written down about it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import time
+import uuid
+from datetime import UTC, datetime
+from types import MappingProxyType
+from typing import Any, Final
+
+from flask import Response, g, request
+
+logger = logging.getLogger(__name__)
+
+HEADERS: Final = MappingProxyType(
+    {
+        "Cache-Control": "no-store",
+        "Content-Security-Policy": "default-src 'none'",
+        "Referrer-Policy": "no-referrer",
+        "X-Content-Type-Options": "nosniff",
+    }
+)
+REQUEST_ID: Final = "X-Request-Id"
+_REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
+#: what every log record has; anything else came by ``extra``
+_PLAIN: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+
+
+def begin() -> None:
+    """Name the request: by the caller's own word when that is harmless."""
+    g.began = time.monotonic()
+    named = request.headers.get(REQUEST_ID, "")
+    g.request_id = named if _REQUEST_ID.fullmatch(named) else uuid.uuid4().hex
+
+
+def finish(response: Response) -> Response:
+    """Put on every answer what all of them carry, and write one line about it."""
+    for name, value in HEADERS.items():
+        response.headers.setdefault(name, value)
+    response.headers[REQUEST_ID] = g.request_id
+    caller = g.get("principal")
+    logger.info(
+        "%s %s",
+        request.method,
+        # The rule and not the path: what a stranger typed there is nobody's business.
+        request.url_rule or "-",
+        extra={
+            "action": "request",
+            "status": response.status_code,
+            "seconds": round(time.monotonic() - g.began, 4),
+            "request": g.request_id,
+            "token": caller and caller.id,
+            "worker": caller and caller.worker_id,
+            "job": (request.view_args or {}).get("job_id"),
+        },
+    )
+    return response
+
+
+class JsonFormatter(logging.Formatter):
+    """One line of ASCII JSON a record: no value can forge a line, nor colour a terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Write it."""
+        line: dict[str, Any] = {
+            "at": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        line |= {name: value for name, value in vars(record).items() if name not in _PLAIN}
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return json.dumps({k: v for k, v in line.items() if v is not None}, default=str)
+
+
+def log_to_stderr(level: int = logging.INFO) -> None:
+    """Make this process log JSON lines, on stderr."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(JsonFormatter())
+    logging.basicConfig(level=level, handlers=[handler], force=True)

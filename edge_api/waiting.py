@@ -1,0 +1,221 @@
+"""Calls that wait: the only one to know who waits for what, and who is woken for it.
+
+One thread a process listens for wake-ups, one event a waiter. A wake-up for n jobs wakes the n
+oldest waiters that may run them and are not awake yet: waking all cost 128 claims a job at 200
+waiters, against 3. Whoever leaves without having used a wake-up hands it on, so that none is lost
+between two waiters; what Redis drops, everybody's own look every few seconds finds.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Final, Protocol, TypeVar
+
+from broker.errors import Unavailable
+from broker.policy import Eligibility, Lane
+from broker.records import ClaimRequest, Job
+
+logger = logging.getLogger(__name__)
+
+#: how often every waiter looks by itself, give or take JITTER
+LOOK_EVERY_S: Final = 5.0
+JITTER: Final = (0.8, 1.2)
+#: how often a reader of a job's log looks for more
+POLL_EVERY_S: Final = 0.5
+#: how long the listener leaves Redis alone after a failure
+RELISTEN_S: Final = 1.0
+#: waiters without a free place that may hand one wake-up on
+HOPS_MAX: Final = 3
+
+T = TypeVar("T")
+
+
+class Claims(Protocol):
+    """What a waiter asks of the queue."""
+
+    def claim(self, request: ClaimRequest, /) -> list[Job]:
+        """Try once."""
+
+    def eligibility(self, request: ClaimRequest, /) -> Eligibility:
+        """Say which lanes it may see."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wake:
+    """Word that there may be a job in a lane; ``lane`` is None when it is not known."""
+
+    lane: Lane | None
+    hops: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """What a claim got; ``full`` when it could not wait because too many do."""
+
+    jobs: list[Job]
+    full: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class _Waiter:
+    request: ClaimRequest
+    eligible: Eligibility
+    event: threading.Event = field(default_factory=threading.Event)
+    wake: Wake | None = None
+
+
+class Waiting:
+    """The waiting calls of one process; start is by itself, stop ends them all at once."""
+
+    def __init__(
+        self,
+        queue: Claims,
+        *,
+        wakes: Callable[[], Iterator[tuple[str, str, int] | None]],
+        lane: Callable[[str, str], Lane | None],
+        seen: Callable[[str], None],
+        capacity: int,
+        look_every_s: float = LOOK_EVERY_S,
+    ) -> None:
+        """Wait for ``queue``; ``wakes`` yields (queue, lane key, n), and None now and then."""
+        self._queue = queue
+        self._wakes = wakes
+        self._lane = lane
+        self._seen = seen
+        self._capacity = capacity
+        self._look_every_s = look_every_s
+        self._lock = threading.Lock()
+        self._tickets = count()
+        #: oldest first; a waiter keeps its place until it leaves
+        self._waiters: dict[int, _Waiter] = {}
+        self._pollers = 0
+        self._stopped = threading.Event()
+        self._listener: threading.Thread | None = None
+
+    def __len__(self) -> int:
+        """Count the calls that wait."""
+        return len(self._waiters) + self._pollers
+
+    def stop(self) -> None:
+        """End every wait, now and from now on; may be called twice, and from a signal handler."""
+        self._stopped.set()
+        for waiter in list(self._waiters.values()):
+            waiter.event.set()
+
+    def join(self) -> None:
+        """Stop, and see the listener out."""
+        self.stop()
+        if self._listener is not None:
+            self._listener.join(timeout=2 * RELISTEN_S)
+
+    def claim(self, request: ClaimRequest, *, wait_s: float) -> Claimed:
+        """Claim, and while there is nothing wait up to ``wait_s`` for it."""
+        jobs = self._queue.claim(request)
+        if jobs or wait_s <= 0:
+            return Claimed(jobs)
+        waiter = _Waiter(request, self._queue.eligibility(request))
+        ticket = self._park(waiter)
+        if ticket is None:
+            return Claimed([], full=not self._stopped.is_set())
+        try:
+            return Claimed(self._wait(ticket, waiter, time.monotonic() + wait_s))
+        finally:
+            self._leave(ticket, waiter)
+
+    def poll(self, look: Callable[[], list[T]], *, wait_s: float) -> list[T]:
+        """Look, and while there is nothing look again for up to ``wait_s``."""
+        until = time.monotonic() + wait_s
+        if (found := look()) or wait_s <= 0:
+            return found
+        with self._lock:
+            if len(self) >= self._capacity:
+                return found
+            self._pollers += 1
+        try:
+            while not found and (left := until - time.monotonic()) > 0:
+                if self._stopped.wait(min(left, POLL_EVERY_S)):
+                    break
+                found = look()
+            return found
+        finally:
+            with self._lock:
+                self._pollers -= 1
+
+    def _park(self, waiter: _Waiter) -> int | None:
+        with self._lock:
+            if self._stopped.is_set() or len(self) >= self._capacity:
+                return None
+            if self._listener is None:
+                self._listener = threading.Thread(
+                    target=self._listen, name="edge-wakes", daemon=True
+                )
+                self._listener.start()
+            ticket = next(self._tickets)
+            self._waiters[ticket] = waiter
+            return ticket
+
+    def _wait(self, ticket: int, waiter: _Waiter, until: float) -> list[Job]:
+        wake = None
+        # The first look closes the gap between the try before and the place in the line.
+        # Stop sets the flag first and looks who waits after: whoever it misses sees the flag.
+        while not self._stopped.is_set():
+            if jobs := self._queue.claim(waiter.request):
+                return jobs
+            if wake is not None and waiter.request.policy.max_concurrency is not None:
+                self._hand_on(ticket, wake)
+            left = until - time.monotonic()
+            if left <= 0:
+                break
+            waiter.event.wait(min(left, self._look_every_s * random.uniform(*JITTER)))  # noqa: S311
+            self._seen(waiter.request.worker_id)
+            with self._lock:
+                wake, waiter.wake = waiter.wake, None
+                waiter.event.clear()
+        return []
+
+    def _leave(self, ticket: int, waiter: _Waiter) -> None:
+        with self._lock:
+            del self._waiters[ticket]
+            if waiter.wake is not None:
+                self._rouse(waiter.wake, 1)
+
+    def _hand_on(self, ticket: int, wake: Wake) -> None:
+        """Offer a wake-up to the next, in case the one who had it has no free place."""
+        if wake.hops < HOPS_MAX:
+            with self._lock:
+                self._rouse(Wake(wake.lane, wake.hops + 1), 1, behind=ticket)
+
+    def _rouse(self, wake: Wake, n: int, *, behind: int = -1) -> None:
+        """Wake the n oldest who may run it and sleep; the lock is held."""
+        for ticket, waiter in self._waiters.items():
+            if n <= 0:
+                return
+            if ticket <= behind or waiter.wake is not None:
+                continue
+            if wake.lane is None or waiter.eligible.allows(wake.lane):
+                waiter.wake = wake
+                waiter.event.set()
+                n -= 1
+
+    def _listen(self) -> None:
+        while not self._stopped.is_set():
+            try:
+                for message in self._wakes():
+                    if self._stopped.is_set():
+                        return
+                    if message is not None:
+                        queue, key, n = message
+                        wake = Wake(self._lane(queue, key))
+                        with self._lock:
+                            self._rouse(wake, n)
+            except Unavailable:
+                pass  # its own log says so; meanwhile every waiter looks by itself
+            except Exception:
+                logger.exception("wake-ups failed", extra={"action": "listen"})
+            self._stopped.wait(RELISTEN_S)

@@ -1,0 +1,132 @@
+"""Workers and their tokens: who is let in, and what each is told when it starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+
+from flask.views import MethodView
+
+from broker.policy import Policy
+from broker.records import Credential
+from edge_api.answers import HelloSchema, NewTokenSchema, WorkerTokenSchema, WorkerTokensSchema
+from edge_api.arguments import CreateTokenArgs, HelloArgs, LimitArgs
+from edge_api.auth import Kind, principal
+from edge_api.fields import camel
+from edge_api.services import current_services
+from edge_api.smorest import PREFIX, Blueprint
+
+blp = Blueprint("workers", __name__, url_prefix=f"{PREFIX}/workers", description="Let workers in")
+
+#: what this edge can beyond the base contract
+FEATURES: Final = (
+    "cancel-ack",
+    "claim-batch",
+    "claim-idempotency",
+    "claim-wait",
+    "event-batch",
+    "event-wait",
+    "lease-id",
+    "release",
+    "result",
+)
+#: heartbeats to a lease
+BEATS: Final = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A worker's token as the wire shows it."""
+
+    credential: Credential
+    is_active: bool
+
+
+def listed(credential: Credential, now: datetime) -> Listed:
+    """Tell of a token whether it still lets its worker in."""
+    expired = credential.expires_at is not None and credential.expires_at <= now
+    return Listed(credential, credential.revoked_at is None and not expired)
+
+
+@blp.route("/tokens", endpoint="tokens")
+class Tokens(MethodView):
+    """All tokens of workers."""
+
+    @blp.allow(Kind.OPERATOR)
+    @blp.arguments(CreateTokenArgs)
+    @blp.response(201, NewTokenSchema)
+    def post(self, args: dict[str, Any]) -> dict[str, Any]:
+        """Let a worker in; its token is shown this once."""
+        services = current_services()
+        now = services.clock.now()
+        policy = Policy(
+            types=_tuple(args["allowed_job_types"]),
+            repositories=_tuple(args["allowed_repositories"]),
+            capabilities=_tuple(args["capabilities"]),
+            queues=_tuple(args["queues"]),
+            max_concurrency=args["max_concurrency"],
+        )
+        credential, text = services.credentials.create(
+            Kind.WORKER,
+            worker_id=args["worker_id"],
+            description=args["description"],
+            policy=policy,
+            expires_at=args["expires_at"],
+            created_by=principal().id,
+            now=now,
+        )
+        return {"token": text, "worker_token": listed(credential, now)}
+
+    @blp.allow(Kind.OPERATOR)
+    @blp.arguments(LimitArgs, location="query")
+    @blp.response(200, WorkerTokensSchema)
+    def get(self, args: dict[str, Any]) -> dict[str, Any]:
+        """List workers' tokens, newest first."""
+        services = current_services()
+        now = services.clock.now()
+        found = services.credentials.list(kind=Kind.WORKER, limit=args["limit"])
+        return {"items": [listed(one, now) for one in found]}
+
+
+@blp.route("/tokens/<string:token_id>/revoke", endpoint="revoke")
+class Revoke(MethodView):
+    """The end of a token."""
+
+    @blp.allow(Kind.OPERATOR)
+    @blp.response(200, WorkerTokenSchema)
+    def post(self, token_id: str) -> Listed:
+        """Lock a worker out, for good and on every edge.
+
+        ---
+        A repeat changes nothing.
+        """
+        services = current_services()
+        now = services.clock.now()
+        return listed(services.credentials.revoke(token_id, now=now), now)
+
+
+@blp.route("/hello", endpoint="hello")
+class Hello(MethodView):
+    """The first call of a worker that has started."""
+
+    @blp.allow(Kind.WORKER)
+    @blp.arguments(HelloArgs)
+    @blp.response(200, HelloSchema)
+    def post(self, args: dict[str, Any]) -> dict[str, Any]:
+        """Say what the worker is, and hear the rhythm it shall keep."""
+        services = current_services()
+        settings = services.settings
+        worker_id = args.pop("worker_id")
+        services.queue.hello(worker_id, {camel(name): value for name, value in args.items()})
+        return {
+            "worker_id": worker_id,
+            "heartbeat_seconds": max(1.0, settings.lease_s / BEATS),
+            "wait_seconds": settings.wait_s,
+            "lease_seconds": settings.lease_s,
+            "features": FEATURES,
+        }
+
+
+def _tuple(words: list[str] | None) -> tuple[str, ...] | None:
+    return None if words is None else tuple(words)
