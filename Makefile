@@ -20,7 +20,7 @@ help: ## List what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: demo
-demo: $(VENV)/.made codex ## One real job from queue to patch, in one terminal (REPO=… INSTRUCTION="…" for your own)
+demo: $(VENV)/.made ## One real job from queue to patch, in one terminal (REPO=… INSTRUCTION="…" for your own)
 	@$(BIN)/python deploy/demo/demo.py
 
 .PHONY: up
