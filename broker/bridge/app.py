@@ -1,0 +1,79 @@
+"""How a Celery app comes to be the bridge's: one of our own, or the orchestrator's."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, Final
+
+from celery import Celery
+
+from broker.bridge import maintenance
+from broker.bridge.consumer import BridgeStep, MessagesStep
+from broker.bridge.runtime import Bridge, Settings
+from broker.errors import ConfigurationError
+from broker.settings import BridgeSettings
+
+#: a backend that is away is waited for by the relay, not inside a call that holds its rows
+_BACKEND_RETRY: Final = {"max_retries": 1, "interval_start": 0.1, "interval_max": 0.1}
+
+
+def make_app(settings: BridgeSettings) -> Celery:
+    """Make a plain app for orchestrators that send by name.
+
+    Links and chains without a queue of their own go where Celery's defaults send them; whoever
+    routes otherwise starts the bridge on the orchestrator's app (``-A``).
+
+    Raises:
+        ConfigurationError: nobody said where the Celery broker is.
+    """
+    if settings.broker_url is None:
+        raise ConfigurationError(
+            "The Celery broker is not known; set DRAWBRIDGE_BROKER_URL, or give --broker-url or -A"
+        )
+    app = Celery("drawbridge", broker=settings.broker_url, backend=settings.result_backend)
+    app.conf.update(
+        task_serializer="json",
+        result_serializer="json",
+        event_serializer="json",
+        accept_content=["json"],
+        result_accept_content=["json"],
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,
+        worker_prefetch_multiplier=1,
+        worker_send_task_events=False,
+        redis_socket_timeout=10.0,
+        beat_schedule=maintenance.schedule(),
+    )
+    return app
+
+
+def install(
+    app: Any,
+    *,
+    settings: Settings | None = None,
+    queues: tuple[str, ...] | None = None,
+) -> Bridge:
+    """Make workers of this app bridges; a second call changes nothing.
+
+    Call it in a module of its own, imported by nothing but the bridge: every worker of an app that
+    went through here ingests from the bridged queues. Without ``settings`` they come from the
+    environment.
+
+    Raises:
+        ConfigurationError: a setting is missing or wrong.
+    """
+    found: Bridge | None = getattr(app, "drawbridge", None)
+    if found is not None:
+        return found
+    settings = settings or Settings.from_env()
+    if queues is not None:
+        settings = replace(settings, bridge=replace(settings.bridge, queues=queues))
+    options = dict(app.conf.result_backend_transport_options or {})
+    options.setdefault("retry_policy", _BACKEND_RETRY)
+    app.conf.result_backend_transport_options = options
+    bridge = Bridge(app, settings)
+    maintenance.register(app, bridge.work)
+    app.drawbridge = bridge
+    app.steps["worker"].add(BridgeStep)
+    app.steps["consumer"].add(MessagesStep)
+    return bridge

@@ -1,0 +1,118 @@
+"""The commands ``drawbridge bridge`` and ``drawbridge beat``."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+from celery.app.utils import find_app
+
+from broker.bridge import maintenance
+from broker.bridge.app import install, make_app
+from broker.bridge.runtime import Settings
+from broker.errors import ConfigurationError
+from broker.ledger.engine import Ledger
+from broker.ledger.migrate import check
+from broker.settings import BridgeSettings
+
+logger = logging.getLogger(__name__)
+
+_LEVELS = click.Choice(["DEBUG", "INFO", "WARNING", "ERROR"], case_sensitive=False)
+
+
+@click.command()
+@click.option("-A", "--app", "app_name", help="The orchestrator's app, e.g. proj.celery.")
+@click.option("--queue", "queues", multiple=True, help="A queue to bridge; may be repeated.")
+@click.option("--broker-url", help="The Celery broker, unless an app brings it.")
+@click.option("--result-backend", help="Celery's result backend, unless an app brings it.")
+@click.option("--declare-queues", is_flag=True, help="Declare the queues on the broker.")
+@click.option("-n", "--name", default="bridge@%h", show_default=True, help="Name of the node.")
+@click.option("-c", "--concurrency", type=click.IntRange(1, 64), default=4, show_default=True)
+@click.option("-P", "--pool", type=click.Choice(["threads", "prefork"]), default="threads")
+@click.option("-l", "--loglevel", type=_LEVELS, default="INFO", show_default=True)
+@click.pass_context
+def bridge(
+    ctx: click.Context,
+    *,
+    app_name: str | None,
+    queues: tuple[str, ...],
+    broker_url: str | None,
+    result_backend: str | None,
+    declare_queues: bool,
+    name: str,
+    concurrency: int,
+    pool: str,
+    loglevel: str,
+) -> None:
+    """Run the bridge: a Celery worker that ingests, and tells Celery what became."""
+    told = _told(queues, broker_url, result_backend, declare_queues=declare_queues)
+    settings = replace(Settings.from_env(), bridge=told)
+    _check_tables(settings)
+    app = _app(app_name, told)
+    install(app, settings=settings)
+    worker = app.Worker(
+        hostname=name.replace("%h", socket.gethostname()),
+        pool_cls=pool,
+        concurrency=concurrency,
+        queues=[maintenance.QUEUE],
+        loglevel=loglevel.upper(),
+        without_gossip=True,
+        without_mingle=True,
+        quiet=True,
+    )
+    worker.start()
+    ctx.exit(worker.exitcode or 0)
+
+
+@click.command()
+@click.option("--broker-url", help="The Celery broker.")
+@click.option("-l", "--loglevel", type=_LEVELS, default="INFO", show_default=True)
+def beat(*, broker_url: str | None, loglevel: str) -> None:
+    """Run Celery beat, which nudges the bridge; it is the only trigger of nothing."""
+    app = make_app(_told((), broker_url, None))
+    # in memory: every interval may begin anew, and no file can be held by another beat
+    app.Beat(scheduler="celery.beat:Scheduler", loglevel=loglevel.upper(), quiet=True).run()
+
+
+def _told(
+    queues: tuple[str, ...],
+    broker_url: str | None,
+    result_backend: str | None,
+    *,
+    declare_queues: bool = False,
+) -> BridgeSettings:
+    """Return what the environment says, corrected by the command line."""
+    found = BridgeSettings.from_env()
+    return replace(
+        found,
+        queues=queues or found.queues,
+        broker_url=broker_url or found.broker_url,
+        result_backend=result_backend or found.result_backend,
+        declare_queues=declare_queues or found.declare_queues,
+    )
+
+
+def _check_tables(settings: Settings) -> None:
+    stores = settings.stores
+    ledger = Ledger(stores.database_url, synchronous=stores.sqlite_synchronous)
+    try:
+        if not check(ledger):
+            raise ConfigurationError("The ledger is not at this version; run drawbridge migrate")
+    finally:
+        ledger.close()
+
+
+def _app(name: str | None, settings: BridgeSettings) -> Any:
+    if name is None:
+        return make_app(settings)
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))  # as Celery's own command does
+    try:
+        return find_app(name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigurationError(f"The app {name!r} cannot be imported: {error}") from error

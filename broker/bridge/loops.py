@@ -1,0 +1,88 @@
+"""Threads that must live: they repeat one step, and outlive every error of it."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from typing import Final
+
+import redis
+import sqlalchemy as sa
+from kombu.exceptions import OperationalError
+
+from broker.errors import Unavailable
+
+logger = logging.getLogger(__name__)
+
+#: pause after the first failure, doubled with each further one
+PAUSE_S: Final = 0.1
+PAUSE_CAP_S: Final = 2.0
+#: how long ``join`` waits for the step that runs
+STOP_S: Final = 5.0
+
+
+def is_outage(error: Exception) -> bool:
+    """Tell a store or a broker that is away from one that refuses what it was given."""
+    away = (
+        Unavailable, OSError, OperationalError, redis.ConnectionError, redis.TimeoutError,
+        sa.exc.OperationalError, sa.exc.InterfaceError,
+    )  # fmt: skip
+    # py-amqp ships no types, and has a dozen classes for "the connection is gone"
+    return isinstance(error, away) or type(error).__module__.startswith("amqp.")
+
+
+class Loop:
+    """One thread that repeats ``step`` until stopped; ``step`` returns the pause in seconds.
+
+    A step that raises is logged and tried again, after a growing pause. Start and stop may be
+    called twice, in any order.
+    """
+
+    def __init__(self, name: str, step: Callable[[], float]) -> None:
+        self.name = name
+        self.failures = 0
+        self._step = step
+        self._stopping = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Start the thread, unless it runs."""
+        if self._thread is None:
+            self._stopping.clear()
+            self._thread = threading.Thread(target=self._run, name=self.name, daemon=True)
+            self._thread.start()
+
+    def stop(self) -> None:
+        """Ask the thread to end after its step."""
+        self._stopping.set()
+
+    def join(self) -> bool:
+        """Wait for the thread's end; False when its step takes too long."""
+        thread, self._thread = self._thread, None
+        if thread is None:
+            return True
+        thread.join(STOP_S)
+        return not thread.is_alive()
+
+    def _run(self) -> None:
+        pause, row = 0.0, 0
+        while not self._stopping.wait(pause):
+            try:
+                pause = self._step()
+                if row:
+                    logger.info("%s works again", self.name, extra={"action": "loop"})
+                row = 0
+            except Exception as error:  # noqa: BLE001  a loop that must live: logged, counted, tried again
+                self.failures += 1
+                self._tell(error, row)
+                pause = min(PAUSE_CAP_S, PAUSE_S * 2.0**row)
+                row = min(row + 1, 16)
+
+    def _tell(self, error: Exception, row: int) -> None:
+        extra = {"action": "loop", "loop": self.name, "failures": self.failures}
+        if is_outage(error):
+            if not row:  # an outage is told once, not once a try
+                logger.warning("%s waits: %s", self.name, error, extra=extra)
+        else:
+            logger.error("%s failed", self.name, exc_info=error, extra=extra)

@@ -1,0 +1,199 @@
+"""How remote workers look like Celery workers: which nodes there are, and what is said of each.
+
+A worker is a node while it was seen within a minute. Of any number of bridges one owns the fleet,
+by a lease in the reservations, and only that one speaks for the nodes: two voices for one node
+would be two replies to one question.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from typing import Any, Final
+
+import redis
+
+from broker.bridge.announcer import Announcer
+from broker.clock import Clock, to_ms
+from broker.errors import ReservationsUnavailable
+from broker.ledger.engine import Ledger
+from broker.ledger.fleet import Known, known, running
+from broker.records import Job
+from broker.reservations.keys import SEEN, owner
+from broker.reservations.store import Reservations
+
+logger = logging.getLogger(__name__)
+
+#: a worker silent for so long is offline
+OFFLINE_MS: Final = 60_000
+#: what Celery is told to expect; twice as long without one and the node is dead
+HEARTBEAT_S: Final = 10.0
+OWNER_MS: Final = 15_000
+OWNER: Final = owner("fleet")
+#: running jobs looked at for one heartbeat
+ACTIVE_MAX: Final = 5_000
+IDENT: Final = "drawbridge-worker"
+
+_RENEW: Final = """
+if redis.call("GET", KEYS[1]) == ARGV[1] then
+    return redis.call("PEXPIRE", KEYS[1], ARGV[2])
+end
+return redis.call("SET", KEYS[1], ARGV[1], "NX", "PX", ARGV[2]) and 1 or 0
+"""
+_RESIGN: Final = """
+return redis.call("GET", KEYS[1]) == ARGV[1] and redis.call("DEL", KEYS[1]) or 0
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    """One remote worker as Celery sees it."""
+
+    name: str
+    worker_id: str
+    grants: int = 0
+    first_seen: float = 0.0
+    hello: Mapping[str, Any] = field(default_factory=dict)
+    active: Sequence[Job] = ()
+
+    @property
+    def processed(self) -> int:
+        """How many jobs it has ended."""
+        return max(0, self.grants - len(self.active))
+
+
+class Fleet:
+    """The nodes of all remote workers; ``step`` is run by one loop, ``nodes`` by any thread."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        reservations: Reservations,
+        announcer: Announcer,
+        *,
+        clock: Clock,
+        suffix: str,
+        token: str,
+    ) -> None:
+        """Speak for workers as ``<workerId>@<suffix>``, owning the fleet under ``token``."""
+        self._ledger = ledger
+        self._client: Any = reservations.client
+        self._announcer = announcer
+        self._clock = clock
+        self._suffix = suffix
+        self._token = token
+        self._renew = self._client.register_script(_RENEW)
+        self._resign = self._client.register_script(_RESIGN)
+        self._online: dict[str, Node] = {}
+        self._beat_at = float("-inf")
+        #: whether this bridge speaks for the nodes
+        self.owned = False
+
+    def name(self, worker_id: str) -> str:
+        """Return the node name of a worker."""
+        return f"{worker_id}@{self._suffix}"
+
+    def step(self) -> None:
+        """Take or keep the fleet, and say who came, who is there and who left.
+
+        Raises:
+            Unavailable: a store is away.
+            OperationalError: the Celery broker is.
+        """
+        try:
+            self.owned = bool(self._renew(keys=[OWNER], args=[self._token, OWNER_MS]))
+            if not self.owned:
+                self._online = {}
+                return
+            seen = self._seen()
+        except redis.RedisError as error:
+            self.owned = False
+            raise ReservationsUnavailable from error
+        due = time.monotonic() - self._beat_at >= HEARTBEAT_S
+        if not due and set(seen) == set(self._online):
+            return
+        self._say(self._look(seen), everybody=due)
+
+    def beat(self) -> None:
+        """Say of every node that it is there, at the next step."""
+        self._beat_at = float("-inf")
+
+    def nodes(self) -> list[Node]:
+        """Return the nodes as they are now; none unless this bridge owns the fleet."""
+        return list(self._look(list(self._online)).values()) if self.owned else []
+
+    def names(self) -> list[str]:
+        """Return the names of the nodes without asking any store."""
+        return [node.name for node in self._online.values()] if self.owned else []
+
+    def leave(self) -> None:
+        """Say that all nodes are offline and let another bridge speak for them."""
+        if not self.owned:
+            return
+        now = self._clock.now().timestamp()
+        for node in self._online.values():
+            self._announcer.worker("worker-offline", node.name, _fields(node), at=now)
+        self.owned, self._online = False, {}
+        try:
+            self._resign(keys=[OWNER], args=[self._token])
+        except redis.RedisError as error:
+            raise ReservationsUnavailable from error
+
+    def _seen(self) -> list[str]:
+        since = to_ms(self._clock.now()) - OFFLINE_MS
+        return list(self._client.zrangebyscore(SEEN, since, "+inf"))
+
+    def _look(self, worker_ids: Sequence[str]) -> dict[str, Node]:
+        with self._ledger.read() as conn:
+            told, held = known(conn), running(conn, limit=ACTIVE_MAX)
+        active: dict[str | None, list[Job]] = {}
+        for job in held:
+            active.setdefault(job.claimed_by, []).append(job)
+        return {
+            one: _node(self.name(one), one, told.get(one), active.get(one, ()))
+            for one in worker_ids
+        }
+
+    def _say(self, nodes: dict[str, Node], *, everybody: bool) -> None:
+        now = self._clock.now().timestamp()
+        for worker_id, node in nodes.items():
+            if worker_id not in self._online:
+                self._announcer.worker("worker-online", node.name, _fields(node), at=now)
+                logger.info("node %s is online", node.name, extra={"action": "node"})
+            elif everybody:
+                self._announcer.worker("worker-heartbeat", node.name, _fields(node), at=now)
+        for worker_id in set(self._online) - set(nodes):
+            node = self._online[worker_id]
+            self._announcer.worker("worker-offline", node.name, _fields(node), at=now)
+            logger.info("node %s is offline", node.name, extra={"action": "node"})
+        self._online = nodes
+        if everybody:
+            self._beat_at = time.monotonic()
+
+
+def _node(name: str, worker_id: str, told: Known | None, active: Sequence[Job]) -> Node:
+    if told is None:
+        return Node(name=name, worker_id=worker_id, active=tuple(active))
+    return Node(
+        name=name,
+        worker_id=worker_id,
+        grants=told.grants,
+        first_seen=told.first_seen_at.timestamp(),
+        hello=told.hello,
+        active=tuple(active),
+    )
+
+
+def _fields(node: Node) -> dict[str, Any]:
+    return {
+        "freq": HEARTBEAT_S,
+        "active": len(node.active),
+        "processed": node.processed,
+        "loadavg": [0.0, 0.0, 0.0],
+        "sw_ident": IDENT,
+        "sw_ver": str(node.hello.get("version") or version("celery-drawbridge")),
+        "sw_sys": str(node.hello.get("system") or "unknown"),
+    }

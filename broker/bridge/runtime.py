@@ -1,0 +1,227 @@
+"""What one bridge process holds and runs: its stores, and the loops over them."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Self
+
+from celery import Celery
+from celery._state import _set_task_join_will_block
+
+from broker.bridge import maintenance
+from broker.bridge.announcer import Announcer
+from broker.bridge.answers import Answers
+from broker.bridge.control import Mailbox, quiet_revokes
+from broker.bridge.decode import BUILTIN, Decoder
+from broker.bridge.fetch import Drain
+from broker.bridge.loops import Loop
+from broker.bridge.nodes import Fleet
+from broker.bridge.relay import Relay
+from broker.bridge.revokes import Revokes
+from broker.bridge.settle import Settler
+from broker.clock import Clock
+from broker.errors import ConfigurationError
+from broker.files import ArtifactStore
+from broker.ledger.engine import Ledger
+from broker.queue import JobQueue
+from broker.reservations.keys import QUEUE_NAME
+from broker.reservations.store import Reservations
+from broker.settings import BridgeSettings, QueueSettings, StoreSettings
+from broker.upkeep import Upkeep
+
+logger = logging.getLogger(__name__)
+
+#: a nudge looks at the outbox only when the loop is this late
+LATE_S: Final = 2.0
+#: rows a nudge relays at most: this many takes
+NUDGE_TAKES: Final = 50
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """All that a bridge is told."""
+
+    bridge: BridgeSettings
+    stores: StoreSettings
+    queue: QueueSettings
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] | None = None) -> Self:
+        """Read them from the environment."""
+        return cls(
+            bridge=BridgeSettings.from_env(environ),
+            stores=StoreSettings.from_env(environ),
+            queue=QueueSettings.from_env(environ),
+        )
+
+
+class Bridge:
+    """One bridge; start and stop may be called twice."""
+
+    def __init__(self, app: Celery, settings: Settings) -> None:
+        """Open the stores lazily."""
+        for name in settings.bridge.queues:
+            if not QUEUE_NAME.fullmatch(name) or name == maintenance.QUEUE:
+                raise ConfigurationError(f"The queue {name!r} can not be bridged")
+        self.app = app
+        self.settings = settings
+        #: the Celery worker's own node, in whose name events without a remote worker go out
+        self.nodename = "bridge"
+        stores = settings.stores
+        self.ledger = Ledger(stores.database_url, synchronous=stores.sqlite_synchronous)
+        self.reservations = Reservations.connect(stores.reservations_url)
+        self.clock = Clock(self.reservations.clock_ms)
+        self.queue = JobQueue(
+            self.ledger, self.reservations, clock=self.clock, settings=settings.queue
+        )
+        self.upkeep = Upkeep(self.queue)
+        self.revokes = Revokes(self.queue)
+        self._token = secrets.token_hex(8)
+        self._voice = Announcer(app)
+        self.fleet = Fleet(
+            self.ledger, self.reservations, self._voice,
+            clock=self.clock, suffix=settings.bridge.node_suffix, token=self._token,
+        )  # fmt: skip
+        answers = Answers(queues=settings.bridge.queues, clock=lambda: int(app.clock.value))
+        self._mailbox = Mailbox(
+            app, self.fleet, answers, self.revokes, name=f"drawbridge-fleet-{self._token}"
+        )
+        self.drains: list[Drain] = []
+        self._loops: list[Loop] = []
+        self._last_words: list[Callable[[], None]] = []
+
+    @property
+    def by_drain(self) -> bool:
+        """Whether the Celery broker is a Redis, drained by us; else a Celery consumer ingests."""
+        return bool(self.app.connection_for_read().transport.driver_type == "redis")
+
+    def decoder(self, queue: str) -> Decoder:
+        """Return what reads the messages of a queue."""
+        names = (name for name in self.app.tasks if name.startswith(BUILTIN))
+        return Decoder(queue=queue, builtins=frozenset(names), timezone=self.app.timezone)
+
+    def start(self, nodename: str) -> None:
+        """Start everything, as part of a Celery worker of that name; returns at once."""
+        if self._loops:
+            return
+        self.nodename = nodename
+        # what we send on is nobody's here to wait for; without it each send would subscribe
+        _set_task_join_will_block(True)  # noqa: FBT003  Celery's own
+        quiet_revokes()
+        self._declare()
+        self._loops = [*self._make_drains(), *self._make_loops()]
+        for loop in self._loops:
+            loop.start()
+        logger.info(
+            "drawbridge bridge %s: queues %s, nodes @%s, ingest by %s",
+            self.nodename, ", ".join(self.settings.bridge.queues),
+            self.settings.bridge.node_suffix, "drain" if self.by_drain else "consumer",
+            extra={"action": "start"},
+        )  # fmt: skip
+
+    def stop(self) -> None:
+        """Stop everything: ingest first, the relay last, so that it tells what there is to tell."""
+        loops, self._loops = self._loops, []
+        if not loops:
+            return
+        for loop in loops:
+            loop.stop()
+        ended = [loop.join() for loop in loops]
+        if all(ended):
+            for word in self._last_words:
+                self._say(word)
+        self._voice.close()
+        self.reservations.close()
+        self.ledger.close()
+        logger.info("drawbridge bridge %s stopped", self.nodename, extra={"action": "stop"})
+
+    def work(self, duty: str) -> None:
+        """Do one pass of a maintenance duty in the calling thread."""
+        passes: Mapping[str, Callable[[], Any]] = {
+            "expire_leases": self.upkeep.expire,
+            "release_due_retries": self.upkeep.promote,
+            "relay_outbox": self._relay_late,
+            "reconcile": self.upkeep.reconcile,
+            "prune": self._prune,
+        }
+        passes[duty]()
+
+    def _make_drains(self) -> list[Loop]:
+        if not self.by_drain:
+            return []
+        self.drains = [
+            Drain(
+                self.app, self.queue, self.decoder(name), revokes=self.revokes,
+                read_ahead=self.settings.bridge.read_ahead, overflow=maintenance.QUEUE,
+            )
+            for name in self.settings.bridge.queues
+        ]  # fmt: skip
+        self._last_words = [drain.close for drain in self.drains]
+        names = self.settings.bridge.queues
+        return [
+            Loop(f"drain {name}", drain.step)
+            for name, drain in zip(names, self.drains, strict=True)
+        ]
+
+    def _make_loops(self) -> list[Loop]:
+        relay = self._new_relay(Announcer(self.app))
+        self._last_words += [self.fleet.leave, self._mailbox.close]
+        return [
+            Loop("fleet", self._fleet_step),
+            *(self._duty(name) for name in ("expire_leases", "release_due_retries")),
+            *(self._duty(name) for name in ("reconcile", "prune")),
+            Loop("relay", relay.step),
+        ]
+
+    def _duty(self, name: str) -> Loop:
+        every_s = maintenance.EVERY_S[name]
+
+        def step() -> float:
+            self.work(name)
+            return every_s
+
+        return Loop(name, step)
+
+    def _fleet_step(self) -> float:
+        self.fleet.step()
+        self._mailbox.listen()
+        self.revokes.step()
+        return 0.0
+
+    def _new_relay(self, announcer: Announcer) -> Relay:
+        def node_of(worker_id: str | None) -> str:
+            return self.nodename if worker_id is None else self.fleet.name(worker_id)
+
+        settler = Settler(self.app, announcer, node_of=node_of)
+        owner = f"{self._token}-{secrets.token_hex(4)}"
+        return Relay(self.ledger, settler, announcer, clock=self.clock, owner=owner)
+
+    def _relay_late(self) -> None:
+        """Relay in the calling thread, when the loop that should is behind or gone."""
+        announcer = Announcer(self.app)
+        relay = self._new_relay(announcer)
+        try:
+            for _ in range(NUDGE_TAKES):
+                if relay.behind_s() < LATE_S or relay.step():
+                    return
+        finally:
+            announcer.close()
+
+    def _prune(self) -> None:
+        self.upkeep.prune(files=ArtifactStore(self.settings.stores.artifacts_dir))
+
+    def _declare(self) -> None:
+        if not self.settings.bridge.declare_queues:
+            return
+        with self.app.connection_for_write() as connection:
+            for name in self.settings.bridge.queues:
+                self.app.amqp.queues[name](connection.default_channel).declare()
+
+    def _say(self, word: Callable[[], None]) -> None:
+        try:
+            word()
+        except Exception:  # whoever takes over finds out by the leases
+            logger.warning("not said at the end", exc_info=True, extra={"action": "stop"})

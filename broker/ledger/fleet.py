@@ -1,0 +1,47 @@
+"""What the bridge asks of the ledger about workers and queues; reads only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+
+from broker.ledger.jobs import get_many, jobs, workers
+from broker.records import Job
+from broker.states import Status
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """One remote worker as the ledger knows it."""
+
+    worker_id: str
+    grants: int
+    first_seen_at: datetime
+    hello: Mapping[str, Any]
+
+
+def known(conn: sa.Connection) -> dict[str, Known]:
+    """Read all workers that ever claimed or said hello."""
+    query = sa.select(
+        workers.c.worker_id, workers.c.grants, workers.c.first_seen_at, workers.c.hello
+    )
+    return {
+        row.worker_id: Known(row.worker_id, row.grants, row.first_seen_at, row.hello or {})
+        for row in conn.execute(query)
+    }
+
+
+def running(conn: sa.Connection, *, limit: int) -> list[Job]:
+    """Read the jobs that workers hold."""
+    return get_many(conn, jobs.c.status == Status.RUNNING, limit=limit)
+
+
+def backlog(conn: sa.Connection, queue: str, *, limit: int) -> int:
+    """Count the queued jobs of a queue, no further than ``limit``."""
+    some = sa.select(jobs.c.id).where(jobs.c.status == Status.QUEUED, jobs.c.queue == queue)
+    count = sa.select(sa.func.count()).select_from(some.limit(limit).subquery())
+    return int(conn.execute(count).scalar_one())
