@@ -14,10 +14,9 @@ from typing import Final, Self
 from broker.errors import ConfigurationError
 
 PREFIX: Final = "DRAWBRIDGE_"
-#: the remote worker, which imports nothing of ours, checks its own names
-WORKER_PREFIX: Final = "DRAWBRIDGE_WORKER_"
 
-#: every name there is, whichever process reads it, so that one file can serve them all
+#: every name there is, whichever process reads it, so that one file can serve them all; but not the
+#: remote worker's, whose machine must hold none of these
 NAMES: Final = MappingProxyType(
     {
         "DRAWBRIDGE_DATA_DIR": "folder of whatever has no place of its own",
@@ -56,7 +55,7 @@ class Environment:
         """
         self._values = dict(os.environ if environ is None else environ)
         for name in sorted(self._values):
-            if name.startswith(PREFIX) and not name.startswith(WORKER_PREFIX) and name not in NAMES:
+            if name.startswith(PREFIX) and name not in NAMES:
                 raise ConfigurationError(f"There is no setting {name}{_near(name)}")
 
     def get(self, name: str) -> str | None:
@@ -119,7 +118,9 @@ def _near(name: str) -> str:
     # Without the prefix, which makes all of them look alike.
     words = {known.removeprefix(PREFIX): known for known in NAMES}
     near = difflib.get_close_matches(name.removeprefix(PREFIX), words, n=1)
-    return f"; did you mean {words[near[0]]}?" if near else ""
+    if near:
+        return f"; did you mean {words[near[0]]}?"
+    return " here; one of a remote worker belongs into its environment alone"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,6 +19,9 @@ PATTERN: Final = r"drb_(?:opr|prd|wkr)_[0-9A-Za-z]{12}_[0-9A-Za-z]{43}_[0-9A-Za-
 #: kind of credential by the three letters in its token
 KINDS: Final = MappingProxyType({"opr": "operator", "prd": "producer", "wkr": "worker"})
 
+#: the part of a token that names it, safe to log
+ID: Final = re.compile(r"[0-9A-Za-z]{12}")
+
 _TEXT: Final = re.compile(PATTERN)
 _DIGITS: Final = string.digits + string.ascii_uppercase + string.ascii_lowercase
 _ID_LENGTH: Final = 12

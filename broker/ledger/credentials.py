@@ -23,18 +23,18 @@ from broker.errors import (
 )
 from broker.ledger.engine import Ledger
 from broker.ledger.models import CredentialRow
-from broker.ledger.remembered import FRESH_S, Known, Remembered
+from broker.ledger.remembered import FRESH_S, USED_EVERY_S, Known, Remembered
 from broker.policy import Policy, repository_pattern
 from broker.records import Credential
 
 logger = logging.getLogger(__name__)
 
-#: how exact ``last_used_at`` is
-USED_EVERY: Final = timedelta(minutes=1)
 #: a note of use is not worth waiting for a writer
 USED_PATIENCE_S: Final = 0.05
 WORKER_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _WORD_MAX: Final = 255
+#: PostgreSQL refuses NUL, UTF-8 half of a pair
+_UNSTORABLE: Final = re.compile("[\x00\ud800-\udfff]")
 _NO_DIGEST: Final = "0" * 64
 
 
@@ -78,6 +78,8 @@ class Credentials:
         _check_owner(kind, worker_id, policy)
         if expires_at is not None and expires_at <= now:
             raise InvalidPayload("expiresAt lies in the past")
+        if description is not None and _UNSTORABLE.search(description):
+            raise InvalidPayload("description holds what no database stores")
         issued = tokens.issue(kind)
         row = {
             "id": issued.id,
@@ -111,6 +113,8 @@ class Credentials:
         Raises:
             TokenNotFound: no credential has this id.
         """
+        if not tokens.ID.fullmatch(token_id):
+            raise TokenNotFound
         with self._ledger.write() as connection:
             connection.execute(
                 sa.update(CredentialRow)
@@ -153,6 +157,8 @@ class Credentials:
         if self._revoked_elsewhere(parsed.id):
             self._remembered.forget(parsed.id)
             raise AuthFailed
+        if not credential.stale and self._remembered.use_is_due(parsed.id):
+            self._note_use(parsed.id, now)
         return credential
 
     def _load(self, token_id: str, now: datetime) -> Known | None:
@@ -166,8 +172,6 @@ class Credentials:
             return self._stale(token_id)
         valid = known is not None and _valid(known.credential, now)
         self._remembered.learn(token_id, known, valid=valid)
-        if known is not None and valid:
-            self._note_use(known.credential, now)
         return known
 
     def _stale(self, token_id: str) -> Known:
@@ -176,19 +180,18 @@ class Credentials:
             raise LedgerUnavailable
         return known
 
-    def _note_use(self, credential: Credential, now: datetime) -> None:
-        used = credential.last_used_at
-        if used is not None and now - used < USED_EVERY:
-            return
+    def _note_use(self, token_id: str, now: datetime) -> None:
+        minute_ago = now - timedelta(seconds=USED_EVERY_S)
+        used = CredentialRow.last_used_at
         try:
             with self._ledger.write(patience_s=USED_PATIENCE_S) as connection:
                 connection.execute(
                     sa.update(CredentialRow)
-                    .where(CredentialRow.id == credential.id)
+                    .where(CredentialRow.id == token_id, (used <= minute_ago) | used.is_(None))
                     .values(last_used_at=now)
                 )
         except LedgerUnavailable as error:
-            logger.debug("use not noted: %s", error, extra={"token": credential.id})
+            logger.debug("use not noted: %s", error, extra={"token": token_id})
 
     def _revoked_elsewhere(self, token_id: str) -> bool:
         if self._is_revoked is None:

@@ -18,6 +18,8 @@ FRESH_S: Final = 5.0
 STALE_S: Final = 900.0
 #: a ledger that is away is asked again after this, by one request at a time
 PROBE_S: Final = 5.0
+#: how exact ``last_used_at`` is
+USED_EVERY_S: Final = 60.0
 #: credentials one process remembers
 REMEMBERED: Final = 10_000
 
@@ -38,6 +40,7 @@ class Remembered:
         self._lock = threading.Lock()
         self._fresh: TTLCache[str, Known] = TTLCache(REMEMBERED, FRESH_S, timer)
         self._valid: TTLCache[str, Known] = TTLCache(REMEMBERED, STALE_S, timer)
+        self._used: TTLCache[str, bool] = TTLCache(REMEMBERED, USED_EVERY_S, timer)
         self._probe_at: float | None = None
 
     def fresh(self, token_id: str) -> Known | None:
@@ -80,6 +83,14 @@ class Remembered:
                 self._valid[token_id] = known
             else:
                 self._valid.pop(token_id, None)
+
+    def use_is_due(self, token_id: str) -> bool:
+        """Tell once a minute that a credential's use is to be noted."""
+        with self._lock:
+            due = token_id not in self._used
+            if due:
+                self._used[token_id] = True
+            return due
 
     def forget(self, token_id: str) -> None:
         """Believe nothing of a credential any more."""
