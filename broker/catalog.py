@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from broker.errors import ArtifactNotFound, InvalidPayload, JobNotFound
+from broker.errors import (
+    ArtifactJobMismatch,
+    ArtifactNotFound,
+    InvalidPayload,
+    JobNotFound,
+)
 from broker.ledger import artifacts, events, intake, jobs
 from broker.ledger.engine import Ledger
 from broker.records import Artifact, Attempt, Event, Job
@@ -80,8 +85,10 @@ class Catalog:
         self.get(job_id)
         with self._ledger.read() as conn:
             found = artifacts.get(conn, artifact_id)
-        if found is None or found.job_id != job_id:
+        if found is None:
             raise ArtifactNotFound
+        if found.job_id != job_id:
+            raise ArtifactJobMismatch
         return found
 
 

@@ -89,6 +89,12 @@ class ArtifactConflict(DrawbridgeError):
     code = "artifact_conflict"
 
 
+class ArtifactJobMismatch(DrawbridgeError):
+    """The artifact belongs to another job."""
+
+    code = "artifact_job_mismatch"
+
+
 class ArtifactTooLarge(DrawbridgeError):
     """The artifact is larger than the limit."""
 

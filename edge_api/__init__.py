@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from importlib.metadata import version
+from typing import cast
 
 import marshmallow as ma
 from flask import Flask
+from flask.json.provider import DefaultJSONProvider
 from werkzeug.exceptions import HTTPException
 
 from broker.errors import DrawbridgeError
@@ -29,6 +31,7 @@ def assemble() -> Flask:
     """Put the routes together, with nothing behind them yet."""
     app = Flask(__name__, static_folder=None)
     app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
+    cast(DefaultJSONProvider, app.json).sort_keys = False
     # A path has one spelling: nothing is redirected to another.
     app.url_map.strict_slashes = True
     app.url_map.merge_slashes = False

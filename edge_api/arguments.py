@@ -13,9 +13,11 @@ from edge_api.fields import (
     INT32_MIN,
     LEASE_ID,
     MEDIA_TYPE,
+    ONE_LINE,
     QUEUE,
     WORKER_ID,
     After,
+    Cursor,
     Flag,
     Int,
     Moment,
@@ -81,7 +83,7 @@ class ListJobsArgs(Args):
     queue = Word(load_default=None)
     worker = Word(load_default=None)
     limit = QueryInt(load_default=50, validate=validate.Range(1, 200))
-    cursor = Word(load_default=None)
+    cursor = Cursor(load_default=None, validate=[validate.Length(min=1, max=255), ONE_LINE])
 
 
 class CancelArgs(Args):

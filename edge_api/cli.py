@@ -9,6 +9,7 @@ import click
 
 from broker.errors import ConfigurationError
 from edge_api.server import EdgeServer
+from edge_api.services import Services
 from edge_api.settings import RESERVE, THREADS, EdgeSettings
 from edge_api.traffic import log_to_stderr
 
@@ -35,6 +36,9 @@ def edge(*, host: str, port: int, threads: int, as_json: bool) -> None:
             f"AUTH_PROVIDER=disabled lets every caller in as an operator, so the edge listens on "
             f"loopback alone with it, not on {host}"
         )
+
+    # What is wrong with the settings is said here, in one line, and not by the process that serves.
+    Services.connect(settings).close()
 
     def listening(url: str) -> None:
         click.echo(json.dumps({"url": url}) if as_json else f"The edge listens on {url}")

@@ -78,6 +78,7 @@ STATUS: Final[Mapping[type[DrawbridgeError], int]] = MappingProxyType(
         queue_errors.JobStateConflict: 409,
         queue_errors.OwnershipMismatch: 409,
         queue_errors.ArtifactConflict: 409,
+        queue_errors.ArtifactJobMismatch: 409,
         LengthRequired: 411,
         BodyTooLarge: 413,
         queue_errors.ArtifactTooLarge: 413,
@@ -155,8 +156,6 @@ def on_invalid(error: ma.ValidationError) -> Response:
 
 def on_http(error: HTTPException) -> Response:
     """Answer what Flask and Werkzeug refuse by themselves: unknown routes, methods, ranges."""
-    if error.response is not None and isinstance(error.response, Response):
-        return error.response
     status = HTTPStatus(error.code or 500)
     if status == HTTPStatus.INTERNAL_SERVER_ERROR:
         return on_crash(getattr(error, "original_exception", None) or error)

@@ -21,6 +21,8 @@ INT32_MIN: Final = -(2**31)
 INT32_MAX: Final = 2**31 - 1
 #: more digits than any integer of a query string has
 _QUERY_INT: Final = re.compile(r"-?[0-9]{1,15}")
+_SEQ: Final = re.compile(r"[0-9]{1,15}")
+_BLANK_OFFSET: Final = re.compile(r"(T[0-9:.]+) ([0-9]{2}:[0-9]{2})(?=$|~)")
 _QUERY_SECONDS: Final = re.compile(r"[0-9]{1,5}(\.[0-9]{1,6})?")
 _SEGMENT: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _SEGMENTS_MAX: Final = 4
@@ -123,6 +125,13 @@ class QuerySeconds(fields.Float):
         return float(value)
 
 
+class Cursor(fields.String):
+    """Where the next page begins, as the page before said it."""
+
+    def _deserialize(self, value: Any, *_args: Any, **_kwargs: Any) -> str:
+        return _unquoted(str(value))
+
+
 class Word(fields.String):
     """One line of text, stripped, never empty."""
 
@@ -169,7 +178,12 @@ class After(fields.Field[datetime | int]):
         super().__init__(load_default=None, metadata={"type": "string"})
 
     def _deserialize(self, value: Any, *_args: Any, **_kwargs: Any) -> datetime | int:
-        return int(value) if _QUERY_INT.fullmatch(value) else parse_moment(value)
+        return int(value) if _SEQ.fullmatch(value) else parse_moment(_unquoted(value))
+
+
+def _unquoted(text: str) -> str:
+    # The plus of an offset from UTC is a blank to whoever reads a query string.
+    return _BLANK_OFFSET.sub(r"\1+\2", text)
 
 
 class StatusFilter(fields.String):

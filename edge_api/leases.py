@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from typing import Any
 
 from flask.views import MethodView
@@ -36,9 +35,7 @@ class Claim(MethodView):
     @blp.arguments(ClaimArgs)
     @blp.arguments(ClaimHeaders, location="headers")
     @blp.response(200, ClaimSchema)
-    def post(
-        self, args: dict[str, Any], headers: dict[str, Any]
-    ) -> tuple[dict[str, Any], dict[str, str]]:
+    def post(self, args: dict[str, Any], headers: dict[str, Any]) -> dict[str, Any]:
         """Take the best jobs this worker may run, waiting for them if it likes.
 
         ---
@@ -55,12 +52,8 @@ class Claim(MethodView):
             claim_key=headers["idempotency_key"],
             instance_id=args["instance_id"],
         )
-        claimed = current_services().waiting.claim(request, wait_s=args["wait_seconds"])
-        jobs = claimed.jobs
-        answer = {"job": jobs[0] if jobs else None, "jobs": jobs}
-        # Who could not wait here would be back at once, and so would all the others.
-        busy = {"Retry-After": str(random.randint(1, 5))} if claimed.full else {}  # noqa: S311
-        return answer, busy
+        jobs = current_services().waiting.claim(request, wait_s=args["wait_seconds"])
+        return {"job": jobs[0] if jobs else None, "jobs": jobs}
 
 
 @blp.route("/<string:job_id>/heartbeat", endpoint="heartbeat")

@@ -34,6 +34,8 @@ URL_MAX: Final = 4 * 1024
 HEADERS_MAX: Final = 64
 HEADER_MAX: Final = 8 * 1024
 
+#: Linux only; elsewhere an answer leaves in two segments, undelayed thanks to TCP_NODELAY
+_CORK: Final[int | None] = getattr(socket, "TCP_CORK", None)
 _REFUSALS: Final = (
     (http_errors.LimitRequestLine, HTTPStatus.REQUEST_URI_TOO_LONG),
     (http_errors.LimitRequestHeaders, HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE),
@@ -55,6 +57,17 @@ class EdgeWorker(ThreadWorker):
         """End now."""
         self._end_waits()
         super().handle_quit(sig, frame)
+
+    def handle_request(self, req: Any, conn: Any) -> Any:
+        """Let head and body of an answer leave together, in one segment."""
+        if _CORK is None or any(name == "EXPECT" for name, _ in req.headers):
+            return super().handle_request(req, conn)
+        conn.sock.setsockopt(socket.IPPROTO_TCP, _CORK, 1)
+        try:
+            return super().handle_request(req, conn)
+        finally:
+            with suppress(OSError):  # the caller is gone
+                conn.sock.setsockopt(socket.IPPROTO_TCP, _CORK, 0)
 
     def handle_error(
         self,

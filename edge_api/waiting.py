@@ -54,12 +54,8 @@ class Wake:
     hops: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Claimed:
-    """What a claim got; ``full`` when it could not wait because too many do."""
-
-    jobs: list[Job]
-    full: bool = False
+class Crowded(Unavailable):
+    """Too many calls wait here already; ask again."""
 
 
 @dataclass(slots=True, eq=False)
@@ -114,28 +110,34 @@ class Waiting:
         if self._listener is not None:
             self._listener.join(timeout=2 * RELISTEN_S)
 
-    def claim(self, request: ClaimRequest, *, wait_s: float) -> Claimed:
-        """Claim, and while there is nothing wait up to ``wait_s`` for it."""
+    def claim(self, request: ClaimRequest, *, wait_s: float) -> list[Job]:
+        """Claim, and while there is nothing wait up to ``wait_s`` for it.
+
+        Raises:
+            Crowded: there is nothing, and no place to wait for it.
+        """
         jobs = self._queue.claim(request)
         if jobs or wait_s <= 0:
-            return Claimed(jobs)
+            return jobs
         waiter = _Waiter(request, self._queue.eligibility(request))
         ticket = self._park(waiter)
-        if ticket is None:
-            return Claimed([], full=not self._stopped.is_set())
         try:
-            return Claimed(self._wait(ticket, waiter, time.monotonic() + wait_s))
+            return self._wait(ticket, waiter, time.monotonic() + wait_s)
         finally:
             self._leave(ticket, waiter)
 
     def poll(self, look: Callable[[], list[T]], *, wait_s: float) -> list[T]:
-        """Look, and while there is nothing look again for up to ``wait_s``."""
+        """Look, and while there is nothing look again for up to ``wait_s``.
+
+        Raises:
+            Crowded: there is nothing, and no place to wait for it.
+        """
         until = time.monotonic() + wait_s
         if (found := look()) or wait_s <= 0:
             return found
         with self._lock:
             if len(self) >= self._capacity:
-                return found
+                raise Crowded
             self._pollers += 1
         try:
             while not found and (left := until - time.monotonic()) > 0:
@@ -147,11 +149,11 @@ class Waiting:
             with self._lock:
                 self._pollers -= 1
 
-    def _park(self, waiter: _Waiter) -> int | None:
+    def _park(self, waiter: _Waiter) -> int:
         with self._lock:
-            if self._stopped.is_set() or len(self) >= self._capacity:
-                return None
-            if self._listener is None:
+            if len(self) >= self._capacity:
+                raise Crowded
+            if self._listener is None and not self._stopped.is_set():
                 self._listener = threading.Thread(
                     target=self._listen, name="edge-wakes", daemon=True
                 )
