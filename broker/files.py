@@ -122,7 +122,7 @@ class ArtifactStore:
     @contextmanager
     def _part(self) -> Iterator[tuple[BinaryIO, Path]]:
         with _on_our_disk():
-            self._tmp.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._make(self._tmp)
             number, name = tempfile.mkstemp(suffix=_LEFTOVER[1:], dir=self._tmp)
         path = Path(name)
         try:
@@ -148,7 +148,7 @@ class ArtifactStore:
 
     def _settle(self, part: Path, file: Path) -> None:
         fresh = not file.parent.is_dir()
-        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._make(file.parent.parent, file.parent)
         with self._locked():
             # A file already there is replaced by its equal: that renews its age, and heals it.
             part.replace(file)
@@ -156,6 +156,11 @@ class ArtifactStore:
         if fresh:
             _sync_folder(file.parent.parent)
             _sync_folder(self._folder)
+
+    def _make(self, *folders: Path) -> None:
+        # One by one: what mkdir makes on the way to another folder is open to everyone.
+        for folder in (self._folder, *folders):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
