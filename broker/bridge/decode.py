@@ -98,9 +98,9 @@ class Decoder:
         if parts is None:
             return self._unreadable(raw, "not a message of kombu's")
         headers, properties = parts
-        if headers.get("task") in self.builtins:
-            return Builtin(headers["task"])
-        plain = {name: value for name, value in headers.items() if name != "compression"}
+        if (name := self._builtin(headers)) is not None:
+            return Builtin(name)
+        plain = {key: value for key, value in headers.items() if key != "compression"}
         outer |= {"headers": plain, "properties": {"delivery_tag": None, **properties}}
         error: str | None = None
         body: bytes | str = ""
@@ -128,8 +128,8 @@ class Decoder:
         except Unfit as unfit:
             raw = body if isinstance(body, bytes) else body.encode()
             return self._unreadable(raw, str(unfit))
-        if headers.get("task") in self.builtins:
-            return Builtin(headers["task"])
+        if (name := self._builtin(headers)) is not None:
+            return Builtin(name)
         error: str | None = None
         compression = getattr(message, "compression", None)
         try:
@@ -172,6 +172,10 @@ class Decoder:
             return payload.reject(message, headers, error)
         return payload.read(message)
 
+    def _builtin(self, headers: Mapping[str, Json]) -> str | None:
+        name = headers.get("task")
+        return name if isinstance(name, str) and name in self.builtins else None
+
     def _unreadable(self, raw: bytes, reason: str) -> Rejection:
         return Rejection(
             task_id=payload.derived_id(self.queue, raw),
@@ -190,6 +194,8 @@ def _parts(outer: Json) -> tuple[dict[str, Json], dict[str, Json]] | None:
     if not isinstance(headers, dict) or not isinstance(properties, dict):
         return None
     if not isinstance(properties.get("delivery_info") or {}, dict):
+        return None
+    if not isinstance(outer.get("body"), str):
         return None
     return headers, properties
 
