@@ -65,6 +65,7 @@ def test_each_test_has_a_database_of_its_own(postgres_url: str, _: int) -> None:
         connection.execute("CREATE TABLE mine (id int)")
 
 
+@pytest.mark.slow
 @pytest.mark.postgres
 def test_a_killed_postgres_keeps_what_was_committed() -> None:
     server = Postgres(fsync=True).start()
