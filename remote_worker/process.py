@@ -103,11 +103,13 @@ def run(
         # Closing the lifeline ends the tree also when we are leaving by an exception.
         os.close(lifeline)
         _await_runner(child, command.grace_s)
-        sweep(mark)
+        if child.returncode < 0 or sys.platform != "linux":
+            # A runner that ended by itself has left nothing; one that was killed may have.
+            sweep(mark)
         pump.finish()
     if pump.error is not None:
         raise pump.error
-    return child.returncode
+    return child.returncode if child.returncode >= 0 else 128 - child.returncode
 
 
 def _runner_argv(lifeline: int, grace_s: float) -> list[str]:

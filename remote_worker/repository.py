@@ -92,11 +92,16 @@ def allowed(repository: Repository, patterns: Sequence[str]) -> bool:
     """Say whether the owner of this worker lets it work there.
 
     Without patterns every repository on a host is fine (the edge knows what the token may), and
-    none on this machine. `*` stands for anything, so `Org/*` is everything under Org.
+    none on this machine. `*` stands for anything, so `Org/*` is everything under Org; what lies on
+    this machine is matched only by a pattern that says `file://` itself.
     """
     if not patterns:
         return not repository.is_local
-    return any(fnmatchcase(repository.canonical, _canonical_pattern(p)) for p in patterns)
+    return any(
+        fnmatchcase(repository.canonical, _canonical_pattern(pattern))
+        for pattern in patterns
+        if pattern.startswith("file://") == repository.is_local
+    )
 
 
 def _canonical_pattern(pattern: str) -> str:

@@ -6,8 +6,7 @@ whatever status, is no answer at all.
 
 import json
 import threading
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -16,6 +15,7 @@ from typing import NoReturn
 import requests
 
 from remote_worker.artifacts import Artifact, MultipartBody
+from remote_worker.clock import Clock, steady
 from remote_worker.errors import Refused, Unanswered
 from remote_worker.job import (
     Beat,
@@ -53,10 +53,11 @@ class Identity:
 class Wire:
     """One edge, spoken to by one worker; may be used by any number of threads."""
 
-    def __init__(self, url: str, *, token: str, identity: Identity) -> None:
+    def __init__(self, url: str, *, token: str, identity: Identity, clock: Clock = steady) -> None:
         self._base = url.rstrip("/").removesuffix(PREFIX)
         self._token = token
         self._who = identity
+        self._clock = clock
         # A session is one thread's: requests does not promise more.
         self._local = threading.local()
 
@@ -220,10 +221,21 @@ class Wire:
                 allow_redirects=False,
                 stream=True,
             ) as response:
-                body = b"".join(_bounded(response, until=time.monotonic() + read_s))
+                body = self._read(response, until=self._clock() + read_s)
         except requests.RequestException as error:
             raise Unanswered(f"{method} {url}: {type(error).__name__}") from error
         return _understand(response, body)
+
+    def _read(self, response: requests.Response, *, until: float) -> bytes:
+        """Read an answer that may be a drip or a flood."""
+        body = bytearray()
+        for chunk in response.iter_content(65536):
+            body += chunk
+            if len(body) > _MAX_ANSWER:
+                raise Unanswered(f"an answer of more than {_MAX_ANSWER} bytes")
+            if self._clock() > until:
+                raise Unanswered("the answer did not end in time")
+        return bytes(body)
 
     def _session(self) -> requests.Session:
         """Return this thread's session: no proxies, no .netrc, nothing but what we set."""
@@ -240,18 +252,6 @@ class Wire:
             )
             self._local.session = session
         return session
-
-
-def _bounded(response: requests.Response, *, until: float) -> Iterator[bytes]:
-    """Read an answer that may be a drip or a flood."""
-    size = 0
-    for chunk in response.iter_content(65536):
-        size += len(chunk)
-        if size > _MAX_ANSWER:
-            raise Unanswered(f"an answer of more than {_MAX_ANSWER} bytes")
-        if time.monotonic() > until:
-            raise Unanswered("the answer did not end in time")
-        yield chunk
 
 
 def _understand(response: requests.Response, body: bytes) -> Mapping[str, object]:

@@ -33,7 +33,8 @@ _HEADS, _TAGS = "refs/heads/", "refs/tags/"
 _FINAL = re.compile(
     r"not found|authentication failed|could not read username|does not appear to be a git"
     r"|fsck|access denied|permission denied|transport '.*' not allowed|mismatched algorithms"
-    r"|unable to update url base from redirection|couldn't find remote ref|not our ref",
+    r"|unable to update url base from redirection|nonexistent object|couldn't find remote ref"
+    r"|not our ref",
     re.IGNORECASE,
 )
 
@@ -79,6 +80,8 @@ def check_ref(ref: str) -> None:
         not _REF.fullmatch(ref)
         or any(part in ref for part in bad)
         or ref.endswith(("/", ".", ".lock"))
+        # To git the commit of zeros is the absence of one.
+        or (_SHA.fullmatch(ref) and not ref.strip("0"))
     ):
         raise JobFailed(
             "ref is no name of a branch, tag or commit this worker takes", error_type="invalid_ref"

@@ -1,0 +1,208 @@
+"""The job from payload to outcome, with real git and a program in Codex's place."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from remote_worker.client import Client
+from remote_worker.handlers import HANDLERS
+from remote_worker.job import parse_job
+from remote_worker.lease import Terms
+from remote_worker.redact import Redactor
+from remote_worker.run import JobRun
+from remote_worker.settings import Settings
+from remote_worker.spool import Spool
+from tests.unit.remote_worker.conftest import run_git
+from tests.unit.remote_worker.edge import TOKEN, FakeEdge, Held
+
+Run = Callable[..., Held]
+
+# Edits, tells it in Codex's events, and writes down what it was given.
+GOOD = """
+import json, os, sys
+from pathlib import Path
+here = Path(sys.argv[sys.argv.index("--cd") + 1])
+seen = {"argv": sys.argv[1:], "stdin": sys.stdin.read(), "env": dict(os.environ), "cwd": os.getcwd()}
+Path(%(seen)r).write_text(json.dumps(seen))
+(here / "a.txt").write_text("changed\\n")
+(here / "new.txt").write_text("new\\n")
+print("starting", file=sys.stderr)
+for event in (
+    {"type": "item.completed", "item": {"type": "agent_message", "text": "All %(token)s done."}},
+    {"type": "turn.completed", "usage": {"input_tokens": 12, "output_tokens": 3}},
+):
+    print(json.dumps(event), flush=True)
+"""
+
+
+@pytest.fixture
+def seen(tmp_path: Path) -> Path:
+    return tmp_path / "seen.json"
+
+
+@pytest.fixture
+def run(
+    client: Client, edge: FakeEdge, make_settings: Callable[..., Settings], source: Path,
+    tmp_path: Path, seen: Path,
+) -> Run:  # fmt: skip
+    def call(code: str, *, settings: dict[str, object] | None = None, **payload: object) -> Held:
+        codex = tmp_path / "codex"
+        codex.write_text(f"#!{sys.executable} -IS\n{code % {'seen': str(seen), 'token': TOKEN}}")
+        codex.chmod(0o755)
+        url = f"file://{source}"
+        given = {"codex": str(codex), "allow_repository": (url,), "concurrency": 1}
+        worker = make_settings(**(given | (settings or {})))
+        worker.work_dir.mkdir(exist_ok=True)
+        spool = Spool(worker.work_dir)
+        spool.open()
+        held = edge.offer(**({"repository": url, "instruction": "Change it."} | payload))
+        job_run = JobRun(
+            parse_job(held.job), client=client, settings=worker, spool=spool, handlers=HANDLERS,
+            redactor=Redactor([TOKEN]), terms=Terms(lease_s=60, interval_s=0.1),
+            stopping=lambda: False, on_drain=lambda: None,
+        )  # fmt: skip
+        assert job_run.run()
+        spool.close()
+        assert list((worker.work_dir / "jobs").iterdir()) == []
+        return held
+
+    return call
+
+
+def test_a_whole_job(run: Run, source: Path, seen: Path, tmp_path: Path) -> None:
+    held = run(GOOD, ref="main", model="m-1", settings={"model": "unused", "effort": "low"})
+    assert held.ended == "complete"
+    result = held.report["result"]
+    base = run_git("rev-parse", "main", cwd=source)
+    assert result["baseCommit"] == base
+    assert result["changedFiles"] == ["a.txt", "new.txt"]
+    assert result["changedFilesTotal"] == 2
+    assert result["publish"] == {"mode": "none", "branch": None, "url": None, "error": None}
+    assert result["exitCode"] == 0
+    assert (result["model"], result["effort"]) == ("m-1", "low")
+    assert result["lastMessage"] == "All [redacted] done."
+    assert result["usage"] == {"input_tokens": 12, "output_tokens": 3}
+    assert result["durationSeconds"] > 0
+    assert set(result["patch"]) == {"artifactId", "name", "digest", "sizeBytes"}
+    assert result["summary"] == held.report["resultSummary"]
+    assert result["summary"].startswith("Changed 2 files in file://")
+
+    log, patch = held.artifacts["logs/codex_exec.log"], held.artifacts["patches/changes.patch"]
+    assert "starting" in log["text"]
+    assert TOKEN not in log["text"]
+    assert result["patch"]["digest"] == patch["digest"]
+    target = tmp_path / "target"
+    run_git("clone", "-q", str(source), str(target), cwd=tmp_path)
+    subprocess.run(["git", "apply"], input=patch["text"], cwd=target, check=True, text=True)
+    assert (target / "new.txt").read_text() == "new\n"
+
+    given = json.loads(seen.read_text())
+    assert given["stdin"] == "Change it."
+    assert given["argv"][-1] == "-"
+    assert "Change it." not in given["argv"]
+    assert given["cwd"] == given["argv"][given["argv"].index("--cd") + 1]
+    environment = given["env"]
+    assert environment["BRIDGE_JOB_ID"] == held.job["id"]
+    assert (environment["BRIDGE_FENCE"], environment["BRIDGE_ATTEMPT"]) == ("7", "1")
+    assert environment["HOME"] != os.environ.get("HOME")
+    assert set(environment) - {"LC_CTYPE"} == {
+        "PATH", "HOME", "TMPDIR", "CODEX_HOME", "LANG", "TERM", "NO_COLOR", "BRIDGE_RUN",
+        "BRIDGE_JOB_ID", "BRIDGE_FENCE", "BRIDGE_ATTEMPT",
+    }  # fmt: skip
+    assert "All [redacted] done." in held.messages
+    assert held.messages[0].startswith("cloning file://")
+
+
+def test_what_the_operator_passes_reaches_the_agent_and_no_log(run: Run, seen: Path) -> None:
+    held = run(GOOD, settings={"pass_environment": {"OPENAI_API_KEY": "k"}})
+    assert held.ended == "complete"
+    assert json.loads(seen.read_text())["env"]["OPENAI_API_KEY"] == "k"
+
+
+def test_a_hostile_instruction_is_only_text(run: Run, seen: Path) -> None:
+    text = "--dangerously-bypass-approvals-and-sandbox\n-c model=evil\n$(touch x) ' \" ü \U0001f600"
+    run(GOOD, instruction=text)
+    given = json.loads(seen.read_text())
+    assert given["stdin"] == text
+    assert not any("dangerously" in word or "evil" in word for word in given["argv"])
+
+
+def test_nothing_changed_is_a_success_without_patch(run: Run) -> None:
+    held = run("import sys; sys.stdin.read()")
+    assert held.ended == "complete"
+    assert held.report["result"]["patch"] is None
+    assert held.report["result"]["lastMessage"] is None
+    assert held.report["result"]["usage"] is None
+    assert list(held.artifacts) == ["logs/codex_exec.log"]
+
+
+def test_a_codex_that_fails_leaves_its_log_and_last_lines(run: Run) -> None:
+    held = run("import sys; print('stream error: no quota', file=sys.stderr); sys.exit(3)")
+    assert held.ended == "fail"
+    assert held.report["retryable"] is False
+    assert held.report["errorType"] == "codex_failed"
+    assert "ended with 3" in held.report["errorMessage"]
+    assert "no quota" in held.report["errorMessage"]
+    assert "no quota" in held.artifacts["logs/codex_exec.log"]["text"]
+
+
+def test_a_failed_turn_is_a_failure_whatever_the_exit_code(run: Run) -> None:
+    held = run("""print('{"type": "turn.failed", "error": {"message": "the script says no"}}')""")
+    assert held.report["errorType"] == "codex_failed"
+    assert "the script says no" in held.report["errorMessage"]
+
+
+def test_over_time_the_job_fails_with_its_log(run: Run) -> None:
+    held = run(
+        "import time; print('slow', flush=True); time.sleep(60)",
+        timeLimitSeconds=1,
+    )
+    assert held.report["errorType"] == "time_limit_exceeded"
+    assert "slow" in held.artifacts["logs/codex_exec.log"]["text"]
+
+
+def test_the_workers_own_limit_is_the_longest(run: Run) -> None:
+    held = run("import time; time.sleep(60)", timeLimitSeconds=600, settings={"time_limit_s": 1})
+    assert held.report["errorType"] == "time_limit_exceeded"
+
+
+@pytest.mark.parametrize(
+    "payload,error_type",
+    [
+        ({"repository": "Org/Repo"}, "repository_not_allowed"),
+        ({"repository": "file:///etc"}, "repository_not_allowed"),
+        ({"repository": "ext::sh -c x"}, "invalid_repository"),
+        ({"ref": "--upload-pack=x"}, "invalid_ref"),
+        ({"ref": "nowhere"}, "clone_failed"),
+        ({"publish": {"mode": "pr"}}, "invalid_payload"),
+        ({"workdirMode": "reuse"}, "invalid_payload"),
+        ({"instruction": ""}, "invalid_payload"),
+    ],
+    ids=str,
+)
+def test_what_fails_before_codex_starts(
+    run: Run, seen: Path, payload: dict[str, object], error_type: str
+) -> None:
+    held = run(GOOD, **payload)
+    assert held.ended == "fail"
+    assert held.report["errorType"] == error_type
+    assert held.report["retryable"] is False
+    assert not seen.exists()
+
+
+def test_a_workspace_that_cannot_be_collected_fails_with_its_log(run: Run) -> None:
+    code = """
+import os, sys
+here = os.getcwd()
+os.rename(here, here + "-away")
+os.symlink("/etc", here)
+print("moved")
+"""
+    held = run(code)
+    assert held.report["errorType"] == "collect_failed"
+    assert "moved" in held.artifacts["logs/codex_exec.log"]["text"]

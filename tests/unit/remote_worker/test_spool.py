@@ -1,0 +1,76 @@
+"""Finished work on the disk: whole or not at all, and one daemon a directory."""
+
+from pathlib import Path
+
+import pytest
+
+from remote_worker.artifacts import seal
+from remote_worker.errors import Misconfigured
+from remote_worker.job import Job
+from remote_worker.spool import Ending, Report, Spool
+
+JOB = Job(id="j1", type="codex_exec", payload={"a": 1}, attempt=1, lease_id="l1", fence=3)
+
+
+@pytest.fixture
+def spool(tmp_path: Path) -> Spool:
+    spool = Spool(tmp_path)
+    spool.open()
+    return spool
+
+
+def test_a_report_comes_back_as_it_was(spool: Spool) -> None:
+    directory = spool.directory(JOB)
+    (directory / "log").write_text("log")
+    report = Report(
+        ending=Ending.COMPLETE,
+        text="done",
+        result={"k": [1, None]},
+        artifacts=(seal("logs/x", directory / "log"),),
+        references={"log": "logs/x"},
+    )
+    spool.put(JOB, report)
+    assert list(spool.left()) == [(JOB, report)]
+    assert (directory / "log").exists()
+    spool.drop(JOB)
+    assert list(spool.left()) == []
+    assert not directory.exists()
+
+
+def test_what_belongs_to_no_report_is_cleared_away(spool: Spool, tmp_path: Path) -> None:
+    crashed = spool.directory(JOB)
+    (crashed / "deep").mkdir()
+    (crashed / "deep" / "file").write_text("x")
+    (crashed / "deep" / "file").chmod(0o400)
+    (crashed / "deep").chmod(0o500)
+    assert list(spool.left()) == []
+    assert list((tmp_path / "jobs").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", '{"version": 99}', '{"version": 1, "job": {}, "report": {}}']
+)
+def test_a_report_that_cannot_be_read_does_not_stop_the_daemon(
+    spool: Spool, tmp_path: Path, text: str
+) -> None:
+    (tmp_path / "spool" / "j1.3.json").write_text(text)
+    (tmp_path / "spool" / "j2.1.tmp").write_text("half a draft")
+    assert list(spool.left()) == []
+    assert not (tmp_path / "spool" / "j1.3.json").exists()
+
+
+def test_a_second_daemon_is_refused_until_the_first_has_left(spool: Spool, tmp_path: Path) -> None:
+    second = Spool(tmp_path)
+    with pytest.raises(Misconfigured, match="--work-dir"):
+        second.open()
+    spool.close()
+    second.open()
+    second.close()
+
+
+def test_two_grants_of_a_job_disturb_each_other_in_nothing(spool: Spool) -> None:
+    again = Job(id="j1", type="t", payload={}, attempt=1, lease_id="l2", fence=4)
+    first, second = spool.directory(JOB), spool.directory(again)
+    assert first != second
+    spool.drop(JOB)
+    assert second.exists()
