@@ -145,11 +145,12 @@ class Credentials:
             LedgerUnavailable: the ledger is away and this process does not know the token.
         """
         parsed = tokens.parse(text)
-        known = self._remembered.fresh(parsed.id) or self._load(parsed.id, now)
-        # An unknown id is compared too, so that it takes as long as a wrong secret.
-        stored = known.secret_sha256 if known else _NO_DIGEST
-        proven = hmac.compare_digest(stored, parsed.secret_sha256)
-        if known is None or not proven:
+        known = self._remembered.fresh(parsed.id)
+        # A wrong secret costs the lookup that an unknown id costs, and the same comparison, so
+        # that how long a refusal takes does not tell which ids exist.
+        if known is None or not _proves(parsed, known):
+            known = self._load(parsed.id, now)
+        if not _proves(parsed, known) or known is None:
             raise AuthFailed
         credential = known.credential
         if credential.kind != parsed.kind or not _valid(credential, now):
@@ -218,6 +219,11 @@ def _known(row: sa.Row[Any]) -> Known:
         for name, value in values.pop("policy").items()
     }
     return Known(Credential(policy=Policy(**policy), **values), digest)
+
+
+def _proves(parsed: tokens.Parsed, known: Known | None) -> bool:
+    stored = known.secret_sha256 if known else _NO_DIGEST
+    return hmac.compare_digest(stored, parsed.secret_sha256)
 
 
 def state(credential: Credential, now: datetime) -> str:
