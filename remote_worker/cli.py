@@ -63,7 +63,10 @@ _COMMON = (
         "--token-file", required=True, type=_PATH, help="File with the worker's token, mode 0600."
     ),
     _option("--worker-id", default=gethostname, help="The name the token was made for [hostname]."),
-    _option("--types", type=_Words(), default="codex_exec", help="Job types to claim."),
+    _option(
+        "--types", type=_Words(), default="",
+        help="Job types to claim [all the token allows; those we cannot run are failed].",
+    ),
     _option(
         "--capabilities", type=_Words(), default="codex,git", help="What this machine can do."
     ),

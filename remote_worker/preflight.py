@@ -60,7 +60,8 @@ def check(settings: Settings, wire: Wire) -> Passed:
         _try("work directory", lambda: _work_dir(settings)),
         _try("git", lambda: _git(settings)),
     ]
-    if any(job_type.startswith("codex_") for job_type in settings.types):
+    # no types named: any may come, and codex_exec is the one we run
+    if not settings.types or any(one.startswith("codex_") for one in settings.types):
         found = _try("codex", lambda: _codex(settings))
         gates.append(found)
         if found.ok:

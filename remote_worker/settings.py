@@ -26,7 +26,8 @@ class Settings:
     token_file: Path
     worker_id: str
     work_dir: Path
-    types: tuple[str, ...] = ("codex_exec",)
+    #: job types to claim; empty: whatever the token allows, and what we cannot run is failed
+    types: tuple[str, ...] = ()
     capabilities: tuple[str, ...] = ("codex", "git")
     lease_s: int = 60
     wait_s: int = 25

@@ -98,7 +98,7 @@ class Wire:
             "workerId": self._who.worker_id,
             "instanceId": self._who.instance_id,
             "leaseSeconds": lease_s,
-            "allowedTypes": list(types),
+            "allowedTypes": list(types) or None,
             "workerCapabilities": list(capabilities),
             "waitSeconds": wait_s,
             "maxJobs": max_jobs,

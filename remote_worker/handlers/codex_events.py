@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 _MAX_TEXT = 2000
 _MAX_LAST_MESSAGE = 16_000
@@ -14,6 +15,8 @@ class Transcript:
 
     #: tells the job's event log: level, message, payload
     tell: Callable[[str, str, dict[str, object] | None], None]
+    #: the workspace: paths below it are told as the repository knows them
+    root: Path
     last_message: str | None = None
     #: why the turn failed, in Codex's words
     failure: str | None = None
@@ -69,8 +72,11 @@ class Transcript:
         """Pass on which files were edited."""
         if not isinstance(changes, list):
             return
+        below = f"{self.root}/"
         paths = [
-            c["path"] for c in changes if isinstance(c, dict) and isinstance(c.get("path"), str)
+            change["path"].removeprefix(below)
+            for change in changes
+            if isinstance(change, dict) and isinstance(change.get("path"), str)
         ]
         if paths:
             self.tell("info", f"edited {_text(', '.join(paths))}", {"kind": "files"})
@@ -83,7 +89,8 @@ class Transcript:
             if isinstance(value, int) and not isinstance(value, bool):
                 self.usage[str(key)] = self.usage.get(str(key), 0) + value
         if self.usage:
-            self.tell("info", "tokens used", {"kind": "usage", **self.usage})
+            said = ", ".join(f"{count} {name}" for name, count in self.usage.items() if count)
+            self.tell("info", f"used {said or 'no tokens'}", {"kind": "usage", **self.usage})
 
     def _failed(self, error: object) -> None:
         """Remember why the turn failed."""

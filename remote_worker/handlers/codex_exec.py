@@ -87,7 +87,7 @@ def _run_codex(context: Context, task: CodexTask, workspace: ws.Workspace) -> Tr
         time_limit_s=min(task.time_limit_s or longest, longest),
         stdin=instruction,
     )
-    transcript = Transcript(tell=context.events.append)
+    transcript = Transcript(tell=context.events.append, root=workspace.repo)
     path = _path(context, LOG_NAME)
     with path.open("wb") as file:
         log = Log(file, redactor=context.redactor, limit=MAX_LOG, on_line=transcript.feed)

@@ -1,6 +1,7 @@
 """What is understood of Codex's own events."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -16,7 +17,9 @@ def told() -> Told:
 
 @pytest.fixture
 def transcript(told: Told) -> Transcript:
-    return Transcript(tell=lambda level, text, payload: told.append((level, text, payload)))
+    return Transcript(
+        tell=lambda level, text, payload: told.append((level, text, payload)), root=Path("/w/repo")
+    )
 
 
 def feed(transcript: Transcript, *events: object) -> None:
@@ -40,7 +43,7 @@ def test_a_usual_run(transcript: Transcript, told: Told) -> None:
         {"type": "item.completed", "item": command | {"exit_code": 0}},
         {
             "type": "item.completed",
-            "item": item("file_change", changes=[{"path": "a"}, {"path": "b"}]),
+            "item": item("file_change", changes=[{"path": "/w/repo/a"}, {"path": "b"}]),
         },
         {"type": "item.completed", "item": item("agent_message", text="Halfway.")},
         {"type": "item.completed", "item": item("agent_message", text="Done.")},
@@ -49,7 +52,7 @@ def test_a_usual_run(transcript: Transcript, told: Told) -> None:
     )
     assert [text for _, text, _ in told] == [
         "$ make test", "exit code 2: make test", "edited a, b", "Halfway.", "Done.",
-        "tokens used", "tokens used",
+        "used 10 input_tokens, 2 output_tokens", "used 15 input_tokens, 3 output_tokens",
     ]  # fmt: skip
     assert transcript.last_message == "Done."
     assert transcript.usage == {"input_tokens": 15, "output_tokens": 3}

@@ -27,7 +27,8 @@ GOOD = """
 import json, os, sys
 from pathlib import Path
 here = Path(sys.argv[sys.argv.index("--cd") + 1])
-seen = {"argv": sys.argv[1:], "stdin": sys.stdin.read(), "env": dict(os.environ), "cwd": os.getcwd()}
+seen = {"argv": sys.argv[1:], "stdin": sys.stdin.read(), "env": dict(os.environ)}
+seen["cwd"] = os.getcwd()
 Path(%(seen)r).write_text(json.dumps(seen))
 (here / "a.txt").write_text("changed\\n")
 (here / "new.txt").write_text("new\\n")

@@ -69,7 +69,7 @@ def test_all_gates_open(settings: Settings, wire: Wire, edge: FakeEdge) -> None:
         "workerId": WORKER,
         "instanceId": "instance-1",
         "version": "1.2.3",
-        "types": ["codex_exec"],
+        "types": [],
         "capabilities": ["codex", "git"],
         "concurrency": 1,
     }

@@ -46,7 +46,7 @@ def test_every_usual_spelling(spelled: str) -> None:
     assert "[redacted]" in clean
     assert clean.startswith("before ")
     assert clean.endswith(" after")
-    # Of base64 the first and last characters are shared with the neighbours; no more than that is left.
+    # Of base64 the outermost characters are shared with the neighbours; no more than that is left.
     assert len(clean) <= len("before [redacted] after") + 8 + 4
 
 

@@ -67,7 +67,7 @@ def test_a_file_that_holds_no_token(tmp_path: Path, text: bytes) -> None:
     path = tmp_path / "token"
     path.write_bytes(text)
     path.chmod(0o600)
-    with pytest.raises(Misconfigured, match="no .*token"):
+    with pytest.raises(Misconfigured, match=r"no .*token"):
         read_token(path)
 
 
