@@ -3,6 +3,7 @@
 import hashlib
 import os
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -70,7 +71,7 @@ def local_worker(world: World, process: Callable[..., Process]) -> None:
     """Start the ordinary Celery worker of the orchestrator's side."""
     told = world.stack.told
     env = {"APP_BROKER": told["brokerUrl"], "APP_BACKEND": told["resultBackend"]}
-    argv = ["python", "-m", "celery", "-A", "tests.e2e.local_app", "worker", "-Q", "local"]
+    argv = [sys.executable, "-m", "celery", "-A", "tests.e2e.local_app", "worker", "-Q", "local"]
     process(
         [*argv, "-P", "solo", "-n", "local@here", "-l", "WARNING"],
         env={**os.environ, **env},
