@@ -199,10 +199,16 @@ class Reservations:
                 known.lanes_ver = max(known.lanes_ver, int(version))
 
     def lane(self, queue: str, key: str) -> Lane | None:
-        """Look a lane up by its key, asking Redis when it is new to this process."""
-        known = self._get_known(queue)
-        if key not in known.lanes:
-            self._learn_lanes(queue, known)
+        """Look a lane up by its key, asking Redis when it is new to this process.
+
+        None when it is not known, as in the moment in which an index is built anew.
+        """
+        try:
+            known = self._get_known(queue)
+            if key not in known.lanes:
+                self._learn_lanes(queue, known)
+        except GenerationMoved:
+            return None
         return known.lanes.get(key)
 
     def _matching(self, known: _Known, allows: Callable[[Lane], bool]) -> list[Lane]:
@@ -338,7 +344,8 @@ class Reservations:
         keys = QueueKeys(queue, generation)
         for part in _parts(placements):
             args = [value for placement in part for value in placement.args()]
-            head = [token, keys.prefix, "", keys.channel, queue, 0]
+            # No channel: a claim woken now would find no generation; `publish` wakes for all.
+            head = [token, keys.prefix, "", "", queue, 0]
             with self._guard():
                 self._scripts.call("admit", [keys.building, *keys.script_keys[1:]], head + args)
                 self.client.pexpire(keys.building, BUILDING_MS)

@@ -46,8 +46,9 @@ local function promote(limit)
   return woken, #due
 end
 
--- tell waiting claims that lanes have got jobs
+-- tell waiting claims that lanes have got jobs; nobody while there is no channel
 local function wake(channel, queue, woken)
+  if channel == '' then return end
   for lane, n in pairs(woken) do
     redis.call('PUBLISH', channel, cjson.encode({queue = queue, lane = lane, n = n}))
   end
