@@ -17,7 +17,6 @@ from celery import Celery, chain
 from deploy.demo import codex_home, repository
 from deploy.demo.model_server import ModelServer
 from deploy.demo.scripts import SCRIPTS, Script
-from tests.e2e import local_app
 from tests.processes import Process, until
 from tests.stacks import Stack, start_up, wait_for_status
 
@@ -122,7 +121,7 @@ def test_send_task_comes_back_with_a_patch_and_flower_saw_it(world: World, tmp_p
 
 def test_chains_run_through_both_worlds(world: World, process: Callable[..., Process]):
     local_worker(world, process)
-    report = local_app.report.signature(app=world.app).clone(("after",)).set(queue="local")
+    report = world.app.signature("local.report", args=("after",), queue="local")
     after = chain(world.codex_exec(), report, app=world.app)()
     prepare = world.app.signature("local.prepare", args=("first",), queue="local")
     before = chain(prepare, world.codex_exec(), app=world.app)()

@@ -103,9 +103,12 @@ def test_a_worker_killed_in_mid_job_is_replaced_by_another(
     repository.create(repo)
     gate = tmp_path / "gate"
     os.mkfifo(gate)
+    started = tmp_path / "started"
     codex = tmp_path / "codex"
     # the child waits at a gate that only the test opens, so that the kill falls into mid-job
-    codex.write_text(f'#!/bin/sh\n[ "$1" = exec ] && read _ < {gate}\nexec {standin} "$@"\n')
+    codex.write_text(
+        f'#!/bin/sh\n[ "$1" = exec ] && touch {started} && read _ < {gate}\nexec {standin} "$@"\n'
+    )
     codex.chmod(0o755)
     stack = start_up(
         process, tmp_path / "data", "--no-flower", "--", "--codex", str(codex),
@@ -114,6 +117,8 @@ def test_a_worker_killed_in_mid_job_is_replaced_by_another(
     with Celery(broker=stack.told["brokerUrl"], backend=stack.told["resultBackend"]) as app:
         payload = {"repository": f"file://{repo}", "instruction": "x"}
         sent = app.send_task("codex_exec", kwargs=payload, queue="remote")
+        # before its first heartbeat a lost grant would cost no attempt: wait for the child
+        until(started.exists, 60, what="the child runs")
         first = wait_for_status(stack.operator, sent.id, "running")
         victim = stack.pid(first["claimedBy"])
         os.kill(victim, signal.SIGKILL)
