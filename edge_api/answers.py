@@ -13,7 +13,12 @@ from edge_api.fields import Moment, camel
 
 
 class Answer(ma.Schema):
-    """An answer."""
+    """An answer; a newer edge may say more."""
+
+    class Meta:
+        """Promise nothing about keys to come."""
+
+        unknown = ma.EXCLUDE
 
     def on_bind_field(self, field_name: str, field_obj: fields.Field[Any]) -> None:
         """Name the field as the wire does, and promise it."""
@@ -109,16 +114,6 @@ class EventsSchema(Answer):
     """The entries of a batch as they stand in the log."""
 
     items = fields.List(fields.Nested(EventSchema))
-
-
-class AppendedSchema(EventSchema):
-    """One stored entry as itself, a batch of them under ``items``."""
-
-    def dump(self, obj: Any, *, many: bool | None = None) -> Any:
-        """Write what was stored in the form it was sent."""
-        if isinstance(obj, list):
-            return {"items": super().dump(obj, many=True)}
-        return super().dump(obj, many=many)
 
 
 class EventPageSchema(EventsSchema):

@@ -92,7 +92,12 @@ STATUS: Final[Mapping[type[DrawbridgeError], int]] = MappingProxyType(
 
 
 class DetailSchema(ma.Schema):
-    """What went wrong."""
+    """What went wrong; ``errors`` names up to 20 fields of a body that does not fit."""
+
+    class Meta:
+        """A newer edge may say more."""
+
+        unknown = ma.EXCLUDE
 
     code = ma.fields.String(required=True)
     message = ma.fields.String(required=True)
@@ -103,6 +108,11 @@ class DetailSchema(ma.Schema):
 
 class ErrorSchema(ma.Schema):
     """The one shape of every refusal."""
+
+    class Meta:
+        """A newer edge may say more."""
+
+        unknown = ma.EXCLUDE
 
     detail = ma.fields.Nested(DetailSchema, required=True)
 

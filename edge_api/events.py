@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
 from flask.views import MethodView
 
 from broker.records import NewEvent
-from edge_api.answers import AppendedSchema, EventPageSchema
+from edge_api.answers import EventPageSchema, EventSchema, EventsSchema
 from edge_api.arguments import AppendEventsArgs, ReadEventsArgs
 from edge_api.auth import USERS, Kind
 from edge_api.holding import holder_of, job_id_of
@@ -17,6 +17,11 @@ from edge_api.smorest import PREFIX, Blueprint
 
 blp = Blueprint("events", __name__, url_prefix=f"{PREFIX}/jobs", description="Logs of jobs")
 
+_APPENDED: Final = {
+    "description": "The entry as it stands in the log, or all those of the batch",
+    "content": {"application/json": {"schema": {"oneOf": [EventSchema, EventsSchema]}}},
+}
+
 
 @blp.route("/<string:job_id>/events", endpoint="events")
 class Events(MethodView):
@@ -24,8 +29,8 @@ class Events(MethodView):
 
     @blp.allow(Kind.WORKER)
     @blp.arguments(AppendEventsArgs)
-    @blp.response(201, AppendedSchema)
-    def post(self, args: dict[str, Any], job_id: str) -> Any:
+    @blp.doc(responses={"201": _APPENDED})
+    def post(self, args: dict[str, Any], job_id: str) -> tuple[Any, int]:
         """Append an entry, or a batch of them.
 
         ---
@@ -42,7 +47,12 @@ class Events(MethodView):
             for one in ([args] if batch is None else batch)
         ]
         stored = current_services().queue.append_events(job_id_of(job_id), holder_of(args), new)
-        return stored[0] if batch is None else stored
+        answer = (
+            EventSchema().dump(stored[0])
+            if batch is None
+            else EventsSchema().dump({"items": stored})
+        )
+        return answer, 201
 
     @blp.allow(*USERS)
     @blp.arguments(ReadEventsArgs, location="query")

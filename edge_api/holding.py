@@ -33,6 +33,12 @@ def holder_of(args: Mapping[str, Any]) -> Holder:
     return Holder(worker_id=principal().worker, lease_id=args["lease_id"])
 
 
+def own(job: Job, holder: Holder) -> Job:
+    """Return a job as its holder may see it, who by now may be another one."""
+    held = job.claimed_by == holder.worker_id and holder.lease_id in {None, job.lease_id}
+    return job if held else shown(job)
+
+
 def shown(job: Job) -> Job:
     """Return a job as users may see it: the lease id is its holder's alone."""
     return replace(job, lease_id=None)

@@ -20,7 +20,7 @@ from edge_api.arguments import (
 )
 from edge_api.auth import Kind, principal
 from edge_api.fields import json_size
-from edge_api.holding import holder_of, job_id_of
+from edge_api.holding import holder_of, job_id_of, own
 from edge_api.services import current_services
 from edge_api.smorest import PREFIX, Blueprint
 
@@ -86,12 +86,14 @@ class Complete(MethodView):
         queue = current_services().queue
         if json_size(args["result"]) > queue.settings.result_max_bytes:
             raise InvalidPayload(f"result is larger than {queue.settings.result_max_bytes} bytes")
-        return queue.complete(
+        holder = holder_of(args)
+        job = queue.complete(
             job_id_of(job_id),
-            holder_of(args),
+            holder,
             result=args["result"],
             result_summary=args["result_summary"],
         )
+        return own(job, holder)
 
 
 @blp.route("/<string:job_id>/fail", endpoint="fail")
@@ -107,15 +109,17 @@ class Fail(MethodView):
         ---
         A repeat with the same lease and the same error is answered alike.
         """
-        return current_services().queue.fail(
+        holder = holder_of(args)
+        job = current_services().queue.fail(
             job_id_of(job_id),
-            holder_of(args),
+            holder,
             error_message=args["error_message"],
             retryable=args["retryable"],
             error_type=args["error_type"],
             traceback=args["traceback"],
             retry_after_s=args["retry_after_seconds"],
         )
+        return own(job, holder)
 
 
 @blp.route("/<string:job_id>/release", endpoint="release")
@@ -127,9 +131,9 @@ class Release(MethodView):
     @blp.response(200, JobSchema)
     def post(self, args: dict[str, Any], job_id: str) -> Job:
         """Give a job back, for somebody else to run."""
-        return current_services().queue.release(
-            job_id_of(job_id), holder_of(args), reason=args["reason"]
-        )
+        holder = holder_of(args)
+        queue = current_services().queue
+        return own(queue.release(job_id_of(job_id), holder, reason=args["reason"]), holder)
 
 
 @blp.route("/<string:job_id>/cancel/ack", endpoint="cancel_ack")
@@ -141,6 +145,6 @@ class CancelAck(MethodView):
     @blp.response(200, JobSchema)
     def post(self, args: dict[str, Any], job_id: str) -> Job:
         """Acknowledge a cancel: the work has stopped."""
-        return current_services().queue.cancel_ack(
-            job_id_of(job_id), holder_of(args), message=args["message"]
-        )
+        holder = holder_of(args)
+        queue = current_services().queue
+        return own(queue.cancel_ack(job_id_of(job_id), holder, message=args["message"]), holder)

@@ -103,7 +103,7 @@ class Revoke(MethodView):
         """
         services = current_services()
         now = services.clock.now()
-        return listed(services.credentials.revoke(token_id, now=now), now)
+        return listed(services.credentials.revoke(token_id, kind=Kind.WORKER, now=now), now)
 
 
 @blp.route("/hello", endpoint="hello")

@@ -107,23 +107,24 @@ class Credentials:
         with self._ledger.read() as connection:
             return [_known(row).credential for row in connection.execute(query.limit(limit))]
 
-    def revoke(self, token_id: str, *, now: datetime) -> Credential:
+    def revoke(self, token_id: str, *, kind: str | None = None, now: datetime) -> Credential:
         """End a credential for good; a repeat changes nothing and returns it as it is.
 
         Raises:
-            TokenNotFound: no credential has this id.
+            TokenNotFound: no credential, or none of this kind, has this id.
         """
         if not tokens.ID.fullmatch(token_id):
             raise TokenNotFound
         with self._ledger.write() as connection:
+            known = _select(connection, token_id)
+            if known is None or kind not in {None, known.credential.kind}:
+                raise TokenNotFound
             connection.execute(
                 sa.update(CredentialRow)
                 .where(CredentialRow.id == token_id, CredentialRow.revoked_at.is_(None))
                 .values(revoked_at=now)
             )
-            known = _select(connection, token_id)
-        if known is None:
-            raise TokenNotFound
+            known = _select(connection, token_id) or known
         self._remembered.forget(token_id)
         if self._on_revoke is not None:
             try:
