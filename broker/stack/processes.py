@@ -68,6 +68,7 @@ class Child:
         self.deaths: list[float] = []
         #: When to start it again; None while it runs or its death was not seen yet.
         self.restart_at: float | None = None
+        self._asked = False
         self._process = self._spawn()
 
     def _spawn(self) -> subprocess.Popen[bytes]:
@@ -99,20 +100,26 @@ class Child:
         self._process = self._spawn()
         self.restart_at = None
 
+    def ask(self) -> None:
+        """Ask it to end, once."""
+        if self.exit_code is None and not self._asked:
+            self._asked = True
+            self._process.terminate()
+
     def stop(self) -> None:
-        """Ask it to end, and kill it and all it started when it does not; may be repeated."""
+        """See it out, and kill it and all it started when it stays; may be repeated."""
         descendants = _descendants(self.pid)
-        if self.exit_code is None:
-            asks = (self.program.insist_s, self.program.grace_s)
-            if not any(self._ask(wait_s) for wait_s in asks if wait_s is not None):
-                logger.warning("%s did not stop in time and is killed", self.program.name)
-                descendants += _descendants(self.pid)
-                self._process.kill()
-                self._process.wait()
+        self.ask()
+        if self.program.insist_s is not None and not self._ends(self.program.insist_s):
+            self._process.terminate()
+        if not self._ends(self.program.grace_s):
+            logger.warning("%s did not stop in time and is killed", self.program.name)
+            descendants += _descendants(self.pid)
+            self._process.kill()
+            self._process.wait()
         self._sweep(descendants)
 
-    def _ask(self, wait_s: float) -> bool:
-        self._process.terminate()
+    def _ends(self, wait_s: float) -> bool:
         try:
             self._process.wait(wait_s)
         except subprocess.TimeoutExpired:
@@ -153,6 +160,8 @@ class Supervisor:
         self._stopping = stopping
         self._clock = clock
         self._children: list[Child] = []
+        #: How many were there before each start: what was started together goes together.
+        self._tiers: list[int] = []
 
     @property
     def pids(self) -> dict[str, int]:
@@ -162,6 +171,7 @@ class Supervisor:
     def start(self, *programs: Program) -> None:
         """Start programs beside one another and wait until each of them is ready."""
         fresh = []
+        self._tiers.append(len(self._children))
         for program in programs:
             self._refuse_when_stopping()
             fresh.append(Child(program))
@@ -209,12 +219,19 @@ class Supervisor:
         logger.warning("restarting in %g s: %s", pause, child.obituary())
 
     def stop(self) -> None:
-        """Stop every child, the last started first; may be repeated."""
-        # Without children the record is not ours: another stack may hold the folder.
+        """Stop every child, the last started first; may be repeated.
+
+        What was started together is asked together and seen out one by one.
+        """
         while self._children:
+            while self._tiers and self._tiers[-1] >= len(self._children):
+                self._tiers.pop()
+            for child in reversed(self._children[self._tiers[-1] :]):
+                child.ask()
             self._children[-1].stop()
             self._children.pop()
             self._write_record()
+            # Without children the record is not ours: another stack may hold the folder.
             if not self._children:
                 self._record.unlink()
 
