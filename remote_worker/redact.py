@@ -66,8 +66,9 @@ class Redactor:
         self._hold = max([_HOLD, *map(len, needles)])
 
     def text(self, text: str) -> str:
-        """Return the text without secrets."""
-        return self._pattern.sub(MARK, text.encode(errors="replace")).decode(errors="replace")
+        """Return the text without secrets, nor what no edge takes: NUL and half characters."""
+        clean = self._pattern.sub(MARK, text.encode(errors="replace")).decode(errors="replace")
+        return clean.replace("\0", "\N{REPLACEMENT CHARACTER}")
 
     def value(self, value: object) -> object:
         """Return a JSON value whose texts are without secrets."""

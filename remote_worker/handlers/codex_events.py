@@ -7,6 +7,8 @@ from pathlib import Path
 
 _MAX_TEXT = 2000
 _MAX_LAST_MESSAGE = 16_000
+#: Beyond it a sum of some turns might be no JSON integer any more.
+_MAX_COUNT = 2**48
 
 
 @dataclass(slots=True)
@@ -57,12 +59,14 @@ class Transcript:
             if isinstance(text, str) and text.strip():
                 self.last_message = text[:_MAX_LAST_MESSAGE]
                 self.tell("info", text[:_MAX_TEXT], {"kind": "message"})
-        elif kind == "command_execution" and item.get("exit_code") not in (0, None):
-            self.tell(
-                "info",
-                f"exit code {item['exit_code']}: {_text(item.get('command'))}",
-                {"kind": "command", "exitCode": item["exit_code"]},
-            )
+        elif kind == "command_execution":
+            code = item.get("exit_code")
+            if isinstance(code, int) and 0 < abs(code) < _MAX_COUNT:
+                self.tell(
+                    "info",
+                    f"exit code {code}: {_text(item.get('command'))}",
+                    {"kind": "command", "exitCode": code},
+                )
         elif kind == "file_change":
             self._files(item.get("changes"))
         elif kind == "error":
@@ -86,7 +90,7 @@ class Transcript:
         if not isinstance(usage, dict):
             return
         for key, value in usage.items():
-            if isinstance(value, int) and not isinstance(value, bool):
+            if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _MAX_COUNT:
                 self.usage[str(key)] = self.usage.get(str(key), 0) + value
         if self.usage:
             said = ", ".join(f"{count} {name}" for name, count in self.usage.items() if count)

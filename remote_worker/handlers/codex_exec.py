@@ -1,6 +1,8 @@
 """The `codex_exec` job: a fresh clone, one `codex exec`, its log and its patch."""
 
 import time
+from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
 
 from remote_worker import codex
@@ -18,8 +20,8 @@ LOG_NAME = "logs/codex_exec.log"
 PATCH_NAME = "patches/changes.patch"
 
 MAX_LOG = 50 * 1024 * 1024
-#: A result is read by programs and must stay small; the patch names every file.
-_MAX_FILES = 1000
+#: A result holds 256 KiB; names beyond these are in the patch.
+_MAX_FILES, _MAX_FILES_BYTES = 1000, 64 * 1024
 _MAX_WORDS = 1000
 # What git must know of the outside world to reach a host; never a key of something else.
 _GIT_ENVIRONMENT = frozenset(
@@ -160,7 +162,7 @@ def _outcome(
         "summary": summary,
         "patch": None,
         "log": None,
-        "changedFiles": list(changes.files[:_MAX_FILES]),
+        "changedFiles": _first(changes.files),
         "changedFilesTotal": len(changes.files),
         "baseCommit": workspace.base_commit,
         "publish": {"mode": "none", "branch": None, "url": None, "error": None},
@@ -177,6 +179,12 @@ def _outcome(
         files.append((PATCH_NAME, changes.patch))
         references["patch"] = PATCH_NAME
     return Outcome(summary=summary, result=result, files=tuple(files), references=references)
+
+
+def _first(files: Sequence[str]) -> list[str]:
+    """Return as many names as a result may hold."""
+    sizes = accumulate(len(name.encode(errors="replace")) for name in files[:_MAX_FILES])
+    return [name for name, size in zip(files, sizes, strict=False) if size <= _MAX_FILES_BYTES]
 
 
 def _summary(

@@ -1,5 +1,7 @@
 """What the tests of the worker share: an edge, a way to reach it, a repository, a job's context."""
 
+import os
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -48,8 +50,6 @@ def token_file(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def make_settings(edge: FakeEdge, token_file: Path, tmp_path: Path) -> Callable[..., Settings]:
-    import os  # noqa: PLC0415 - a child needs a PATH
-
     def make(**more: object) -> Settings:
         given: dict[str, object] = {
             "url": edge.url,
@@ -75,12 +75,12 @@ def run_git(*args: str, cwd: Path) -> str:
     ).stdout.strip()
 
 
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
-    """Make a repository with two commits, a branch and a tag."""
-    path = tmp_path / "source"
+@pytest.fixture(scope="session")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Make a repository with two commits, a branch and a tag, once."""
+    path = tmp_path_factory.mktemp("template") / "source"
     path.mkdir()
-    run_git("init", "-q", "-b", "main", cwd=path)
+    run_git("init", "-q", "--template=", "-b", "main", cwd=path)
     (path / "a.txt").write_text("one\n")
     (path / ".gitignore").write_text("*.log\n")
     run_git("add", ".", cwd=path)
@@ -91,3 +91,9 @@ def source(tmp_path: Path) -> Path:
     run_git("tag", "-am", "v1", "v1", "HEAD~1", cwd=path)
     run_git("branch", "feature/x", "HEAD~1", cwd=path)
     return path
+
+
+@pytest.fixture
+def source(template: Path, tmp_path: Path) -> Path:
+    """Give the test its own copy of the repository."""
+    return Path(shutil.copytree(template, tmp_path / "source"))

@@ -85,6 +85,8 @@ def test_a_failed_turn(transcript: Transcript, told: Told) -> None:
         b'{"type": "item.completed", "item": {"type": "file_change", "changes": [1, {"path": 2}]}}',
         b'{"type": "turn.completed", "usage": {"input_tokens": "many", "x": true}}',
         b'{"type": "turn.completed", "usage": 4}',
+        b'{"type": "turn.completed", "usage": {"input_tokens": 99999999999999999999}}',
+        b'{"type": "item.completed", "item": {"type": "command_execution", "exit_code": 1e400}}',
     ],
     ids=lambda line: line[:30].decode(errors="replace"),
 )

@@ -207,3 +207,11 @@ print("moved")
     held = run(code)
     assert held.report["errorType"] == "collect_failed"
     assert "moved" in held.artifacts["logs/codex_exec.log"]["text"]
+
+
+def test_the_names_in_a_result_are_bounded_and_the_patch_has_them_all(run: Run) -> None:
+    held = run("for n in range(400): open('n' * 200 + str(n).zfill(3), 'w').write('x')")
+    result = held.report["result"]
+    assert result["changedFilesTotal"] == 400
+    assert len(result["changedFiles"]) == 64 * 1024 // 203
+    assert held.artifacts["patches/changes.patch"]["text"].count("diff --git") == 400

@@ -84,3 +84,7 @@ def test_values_keep_their_shape() -> None:
 def test_nothing_else_changes() -> None:
     data = bytes(range(256)) * 100
     assert through(Redactor([SECRET]), data, size=1000) == data
+
+
+def test_what_no_edge_takes_is_replaced() -> None:
+    assert Redactor().text("a\0b\ud800c") == "a\ufffdb?c"

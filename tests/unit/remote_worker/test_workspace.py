@@ -218,19 +218,27 @@ def set_traps(repo: Path, marker: Path) -> None:
     trap = repo.parent / "trap.sh"
     trap.write_text(f"#!/bin/sh\n{touch}\ncat\n")
     trap.chmod(0o755)
-    for key in (
-        "core.fsmonitor", "diff.external", "diff.evil.textconv", "diff.evil.command",
-        "filter.evil.clean", "filter.evil.smudge", "filter.evil.process", "gpg.program",
-        "core.sshCommand", "credential.helper", "core.pager", "core.editor", "core.askPass",
-        "merge.evil.driver", "uploadpack.packObjectsHook", "remote.origin.uploadpack",
-        "core.alternateRefsCommand", "interactive.diffFilter",
-    ):  # fmt: skip
-        run_git("config", key, str(trap), cwd=repo)
-    run_git("config", "filter.evil.required", "true", cwd=repo)
-    run_git("config", "alias.add", f"!{touch}", cwd=repo)
-    run_git("config", "url.ext::sh -c touch.insteadOf", "file://", cwd=repo)
-    run_git("config", "core.hooksPath", str(repo.parent), cwd=repo)
-    run_git("config", "core.worktree", "/", cwd=repo)
+    keys = (
+        "core.fsmonitor", "core.sshCommand", "core.pager", "core.editor", "core.askPass",
+        "core.alternateRefsCommand", "diff.external", "diff.evil.textconv", "diff.evil.command",
+        "filter.evil.clean", "filter.evil.smudge", "filter.evil.process", "merge.evil.driver",
+        "gpg.program", "credential.helper", "uploadpack.packObjectsHook",
+        "remote.origin.uploadpack", "interactive.diffFilter",
+    )  # fmt: skip
+    settings = [(key, str(trap)) for key in keys]
+    settings += [
+        ("filter.evil.required", "true"),
+        ("alias.add", f"!{touch}"),
+        ("url.ext::sh -c touch.insteadOf", "file://"),
+        ("core.hooksPath", str(repo.parent)),
+        ("core.worktree", "/"),
+    ]
+    with (repo / ".git" / "config").open("a") as config:
+        for key, value in settings:
+            section, _, name = key.rpartition(".")
+            head, _, inner = section.partition(".")
+            title = f'{head} "{inner}"' if inner else head
+            config.write(f'[{title}]\n\t{name} = "{value}"\n')
     attributes = "* filter=evil diff=evil merge=evil\n"
     (repo / ".gitattributes").write_text(attributes)
     (repo / ".git" / "info").mkdir(exist_ok=True)
