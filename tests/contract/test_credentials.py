@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from enum import StrEnum
 
 import pytest
 import sqlalchemy as sa
@@ -148,6 +149,16 @@ def test_other_kinds_prove_themselves_too(credentials: Credentials, kind: str):
     assert text.startswith(f"drb_{ {'operator': 'opr', 'producer': 'prd'}[kind] }_")
     assert credentials.verify(text, now=NOW) == made
     assert made.policy == Policy()
+
+
+def test_a_kind_may_come_as_a_word_of_an_enumeration(credentials: Credentials):
+    class Kind(StrEnum):
+        OPERATOR = "operator"
+
+    made, text = credentials.create(Kind.OPERATOR, now=NOW)
+    assert made.kind == "operator"
+    assert credentials.verify(text, now=NOW) == made
+    assert [one.id for one in credentials.list(kind=Kind.OPERATOR)] == [made.id]
 
 
 def test_absent_and_empty_stay_two_things(credentials: Credentials):

@@ -49,8 +49,10 @@ def count(ledger: Ledger) -> int:
 
 def kill(postgres: Postgres) -> None:
     """Kill the server with its children, which hold the connections."""
+    # Stopped first: a postmaster that sees its children die makes new ones, and they live on.
+    os.kill(postgres.pid, signal.SIGSTOP)
     for child in psutil.Process(postgres.pid).children():
-        os.kill(child.pid, signal.SIGKILL)
+        child.kill()
     postgres.kill()
 
 
