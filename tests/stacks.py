@@ -1,13 +1,17 @@
 """Whole stacks for tests: the only place that knows how one is started and spoken to over HTTP."""
 
 import json
+import os
+import signal
 import threading
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
 import requests
+from celery import Celery
 
 from broker.stack.programs import command
 from tests.processes import Process, until
@@ -55,6 +59,27 @@ class Stack:
         """Give the newest process id of a role: what dies is restarted."""
         record = json.loads((Path(self.told["dataDir"]) / "processes.json").read_text())
         return {entry["name"]: int(entry["pid"]) for entry in record}[role]
+
+    @contextmanager
+    def orchestrator(self) -> Iterator[Celery]:
+        """Give an ordinary Celery app on the stack's broker and result backend."""
+        told = self.told
+        with Celery(broker=told["brokerUrl"], backend=told["resultBackend"]) as app:
+            yield app
+            # a result that outlives the stack asks the dead server 20 times, a second apart
+            app.backend.result_consumer.cancel_for = lambda _: None
+
+    def kill(self, role: str) -> None:
+        """Kill a role by SIGKILL, waiting first until it lives: what dies is restarted."""
+
+        def strike() -> bool:
+            try:
+                os.kill(self.pid(role), signal.SIGKILL)
+            except (KeyError, ProcessLookupError):
+                return False
+            return True
+
+        until(strike, 60, what=f"{role} lives")
 
     def worker(self, worker_id: str, **policy: Any) -> Client:
         """Issue a token and speak as that worker."""

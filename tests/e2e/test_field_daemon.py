@@ -5,7 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from celery import Celery
 
 from tests.processes import Process
 from tests.stacks import start_up
@@ -21,7 +20,7 @@ def test_a_daemon_of_the_field_completes_jobs(process: Callable[..., Process], t
         {"workerId": "old-1", "allowedJobTypes": ["codex_exec"], "allowedRepositories": ["Org/*"]},
     )
     token = made.json()["token"]
-    with Celery(broker=stack.told["brokerUrl"], backend=stack.told["resultBackend"]) as app:
+    with stack.orchestrator() as app:
         payload = {"repository": "https://github.com/Org/App.git", "instruction": "x"}
         sent = [app.send_task("codex_exec", kwargs=payload, queue="remote") for _ in range(3)]
         other = stack.operator.post(

@@ -60,8 +60,7 @@ def world(
             process, tmp_path / "data", "--", "--codex", codex, "--codex-home", str(home),
             "--codex-sandbox", sandbox, "--allow-repository", f"file://{repo}", workers=1,
         )  # fmt: skip
-        told = stack.told
-        with Celery("orchestrator", broker=told["brokerUrl"], backend=told["resultBackend"]) as app:
+        with stack.orchestrator() as app:
             yield World(stack, app, repo, int(model_url.rsplit(":", 1)[1].split("/")[0]))
         assert stack.process.terminate(timeout=60) == 0
 

@@ -2,7 +2,6 @@
 
 import os
 import random
-import signal
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -10,7 +9,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
-from celery import Celery
 from celery.result import AsyncResult
 
 from tests.processes import Process, until
@@ -62,13 +60,13 @@ def test_200_jobs_while_bridge_edge_and_beat_are_killed(
     log = Log()
     loops = [Loop(stack.worker(f"loop-{n}"), f"loop-{n}", log.work).start() for n in range(LOOPS)]
     killed: Counter[str] = Counter()
-    with Celery(broker=stack.told["brokerUrl"], backend=stack.told["resultBackend"]) as app:
+    with stack.orchestrator() as app:
         sent: list[AsyncResult] = []
         for number in range(JOBS):
             sent.append(app.send_task("square", kwargs={"number": number}, queue="remote"))
             if number % (JOBS // KILLS) == 0:
                 role = dice.choice(["bridge", "edge", "beat", "bridge", "edge"])
-                os.kill(stack.pid(role), signal.SIGKILL)
+                stack.kill(role)
                 killed[role] += 1
                 # the run goes on into the outage: some of it, then wait for the role to be back
                 until(lambda n=number: len(log.completed) >= n // 2, 120, what="half is done")
@@ -114,14 +112,13 @@ def test_a_worker_killed_in_mid_job_is_replaced_by_another(
         process, tmp_path / "data", "--no-flower", "--", "--codex", str(codex),
         "--lease-seconds", "3", "--allow-repository", f"file://{repo}", workers=2,
     )  # fmt: skip
-    with Celery(broker=stack.told["brokerUrl"], backend=stack.told["resultBackend"]) as app:
+    with stack.orchestrator() as app:
         payload = {"repository": f"file://{repo}", "instruction": "x"}
         sent = app.send_task("codex_exec", kwargs=payload, queue="remote")
         # before its first heartbeat a lost grant would cost no attempt: wait for the child
         until(started.exists, 60, what="the child runs")
         first = wait_for_status(stack.operator, sent.id, "running")
-        victim = stack.pid(first["claimedBy"])
-        os.kill(victim, signal.SIGKILL)
+        stack.kill(first["claimedBy"])
         again = until(
             lambda: next_holder(stack.operator, sent.id, first["fence"]), 90, what="offered again"
         )
