@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from flask import Response, request
 from flask.views import MethodView
+from werkzeug.exceptions import RequestedRangeNotSatisfiable
 from werkzeug.wsgi import wrap_file
 
 from broker.errors import (
@@ -170,5 +171,9 @@ class Download(MethodView):
         filename = found.name.rpartition("/")[2]
         response.headers.set("Content-Disposition", "attachment", filename=filename)
         response.set_etag(found.digest.removeprefix("sha256:"))
-        response.make_conditional(request, accept_ranges=True, complete_length=found.size_bytes)
+        try:
+            response.make_conditional(request, accept_ranges=True, complete_length=found.size_bytes)
+        except RequestedRangeNotSatisfiable:
+            file.close()
+            raise
         return response

@@ -17,7 +17,7 @@ from broker.ledger import migrate
 from broker.ledger.models import Base
 from broker.policy import Policy
 from broker.settings import QueueSettings, StoreSettings
-from edge_api import create_app
+from edge_api import assemble
 from edge_api.services import EXTENSION, Services
 from edge_api.settings import EdgeSettings
 from edge_api.smorest import PREFIX
@@ -168,11 +168,17 @@ def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def spare_apps() -> list[Flask]:
+    """Keep apps that were put together for an earlier test: most tests take less time than that."""
+    return []
+
+
 MakeEdge = Callable[..., Edge]
 
 
 @pytest.fixture
-def make_edge(valkey_url: str, tmp_path: Path) -> Iterator[MakeEdge]:
+def make_edge(valkey_url: str, tmp_path: Path, spare_apps: list[Flask]) -> Iterator[MakeEdge]:
     """Make edges that share one set of stores."""
     made: list[Edge] = []
 
@@ -184,12 +190,16 @@ def make_edge(valkey_url: str, tmp_path: Path) -> Iterator[MakeEdge]:
             artifacts_dir=tmp_path / "artifacts",
             sqlite_synchronous="NORMAL",
         )
-        made.append(Edge(create_app(EdgeSettings(stores=stores, queue=queue, **settings))))
+        app = spare_apps.pop() if spare_apps else assemble()
+        whole = EdgeSettings(stores=stores, queue=queue, **settings)
+        app.extensions[EXTENSION] = Services.connect(whole)
+        made.append(Edge(app))
         return made[-1]
 
     yield make
     for edge in made:
         edge.services.close()
+        spare_apps.append(edge.app)
 
 
 @pytest.fixture
