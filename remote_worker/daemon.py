@@ -97,6 +97,8 @@ class Daemon:
             signal.signal(number, self._on_signal)
         claims = threading.Thread(target=self._claim_loop, name="claims", daemon=True)
         claims.start()
+        # Whoever started us waits for this line: the gates are open and we claim.
+        log.info("ready, as %s", self._settings.worker_id, extra={"action": "ready"})
         quiet_since: float | None = None
         while True:
             ready, _, _ = select.select([self._wake], [], [], _IDLE_TICK_S)
@@ -133,6 +135,7 @@ class Daemon:
             self._changed.notify_all()
         if state is State.STOPPING:
             self._client.hurry()
+        self._nudge(_LOOK)
         log.info("%s: %s", why, state.name.lower(), extra={"action": state.name.lower()})
 
     def _check_idle(self) -> None:

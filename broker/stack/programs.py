@@ -37,6 +37,8 @@ GRACE_S: Final = 10.0
 BRIDGE_GRACE_S: Final = 15.0
 #: A worker stops its child first, which has ten seconds of its own.
 WORKER_GRACE_S: Final = 20.0
+#: What it logs when it begins to claim.
+WORKER_READY: Final = '"action": "ready"'
 #: Told once a worker finishes its jobs, told twice it gives them back.
 WORKER_INSIST_S: Final = 3.0
 
@@ -121,14 +123,14 @@ class Programs:
         ready = f"{self.addresses.flower_url}/healthcheck"
         return self._program("flower", argv, settings, lambda: answers(ready))
 
-    def worker(
-        self, worker_id: str, token: Path, arguments: tuple[str, ...], ready: Callable[[], bool]
-    ) -> Program:
+    def worker(self, worker_id: str, token: Path, arguments: tuple[str, ...]) -> Program:
         """Return a remote worker, which is told one URL and one token."""
         own = {name: self.environ[name] for name in _WORKER if name in self.environ}
         edge = ("--url", self.addresses.edge_url, "--token-file", str(token))
         me = ("--worker-id", worker_id, "--work-dir", str(self.folder.data(worker_id)))
-        argv = (command("drawbridge-worker"), "run", *edge, *me, *arguments)
+        argv = (command("drawbridge-worker"), "run", "--log-format", "json", *edge, *me, *arguments)
+        # Its hello is one of its gates, so an edge that knows it says little: it may end yet.
+        ready = _says(self.folder.log(worker_id), WORKER_READY)
         return self._program(
             worker_id, argv, own, ready, grace_s=WORKER_GRACE_S, insist_s=WORKER_INSIST_S
         )
@@ -160,6 +162,20 @@ class Programs:
             grace_s=grace_s,
             insist_s=insist_s,
         )
+
+
+def _says(log: Path, words: str) -> Callable[[], bool]:
+    """Return what tells whether the words were written to the log from now on."""
+    before = log.stat().st_size if log.exists() else 0
+
+    def said() -> bool:
+        if not log.exists():
+            return False
+        with log.open("rb") as lines:
+            lines.seek(before)
+            return words.encode() in lines.read()
+
+    return said
 
 
 def answers(url: str) -> bool:

@@ -14,13 +14,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-import sqlalchemy as sa
 from celery import Celery
 
 from broker.ledger import migrate
 from broker.ledger.credentials import Credentials
 from broker.ledger.engine import Ledger
-from broker.ledger.models import WorkerRow
 from broker.stack import servers
 from broker.stack.folder import Folder
 from broker.stack.processes import Supervisor, end_leftovers
@@ -100,17 +98,11 @@ class Stack:
         if not self._worker_ids:
             return
         tell(f"starting {len(self._worker_ids)} worker{'s' if len(self._worker_ids) > 1 else ''}")
-        ledger = Ledger(programs.addresses.database_url)
-        try:
-            made = []
-            for worker_id in self._worker_ids:
-                before = _hello_at(ledger, worker_id)
-                ready = _said_hello(ledger, worker_id, before=before)
-                token = self._token(programs.addresses.database_url, "worker", worker_id)
-                made.append(programs.worker(worker_id, token, self.options.worker_arguments, ready))
-            self._supervisor.start(*made)
-        finally:
-            ledger.close()
+        made = []
+        for worker_id in self._worker_ids:
+            token = self._token(programs.addresses.database_url, "worker", worker_id)
+            made.append(programs.worker(worker_id, token, self.options.worker_arguments))
+        self._supervisor.start(*made)
 
     def _choose_addresses(
         self,
@@ -190,13 +182,3 @@ def _bridge_answers(broker_url: str) -> bool:
             return bool(app.control.ping(timeout=PING_S))
         except app.connection_for_read().connection_errors:
             return False
-
-
-def _hello_at(ledger: Ledger, worker_id: str) -> datetime | None:
-    query = sa.select(WorkerRow.hello_at).where(WorkerRow.worker_id == worker_id)
-    with ledger.read() as connection:
-        return connection.execute(query).scalar_one_or_none()
-
-
-def _said_hello(ledger: Ledger, worker_id: str, *, before: datetime | None) -> Callable[[], bool]:
-    return lambda: _hello_at(ledger, worker_id) != before

@@ -1,7 +1,6 @@
 """`drawbridge up`: one line of JSON, a stack that works, and nothing left when told to stop."""
 
 import json
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -124,8 +123,7 @@ def test_a_second_stack_on_the_folder_is_refused_and_harms_nothing(
 def test_a_killed_stack_is_cleared_away_by_the_next_and_its_jobs_are_still_there(up: Up):
     started, before = up("--workers", "0", "--no-flower")
     made = edge(before, "POST", "/jobs", json={"type": "noop", "payload": {}}).json()
-    started.signal(signal.SIGKILL)
-    started.wait()
+    started.kill()
     _, after = up("--workers", "0", "--no-flower")
     assert gone(before["pids"])
     assert after["operatorToken"] == before["operatorToken"]

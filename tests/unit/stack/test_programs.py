@@ -46,7 +46,7 @@ def ready() -> bool:
 
 
 def test_each_role_holds_its_own_addresses_alone(programs: Programs, tmp_path: Path):
-    worker = programs.worker("worker-1", tmp_path / "token", ("--model", "m"), ready)
+    worker = programs.worker("worker-1", tmp_path / "token", ("--model", "m"))
     assert told(worker) == set()
     assert told(programs.edge()) == {"database_url", "reservations_url"}
     assert told(programs.beat()) == {"broker_url"}
@@ -65,7 +65,7 @@ def test_no_address_stands_on_a_command_line(programs: Programs):
 
 
 def test_nothing_of_the_callers_environment_leaks(programs: Programs, tmp_path: Path):
-    worker = programs.worker("worker-1", tmp_path / "token", (), ready)
+    worker = programs.worker("worker-1", tmp_path / "token", ())
     for program in (worker, programs.edge(), programs.beat(), programs.bridge(ready)):
         assert "AWS_SECRET_ACCESS_KEY" not in program.environment
         assert "redis://mine" not in program.environment.values()
@@ -74,10 +74,20 @@ def test_nothing_of_the_callers_environment_leaks(programs: Programs, tmp_path: 
 
 
 def test_a_worker_is_told_one_url_one_token_and_its_arguments(programs: Programs, tmp_path: Path):
-    argv = programs.worker("worker-1", tmp_path / "token", ("--model", "m"), ready).argv
+    argv = programs.worker("worker-1", tmp_path / "token", ("--model", "m")).argv
     assert argv[argv.index("--url") + 1] == "http://127.0.0.1:8080"
     assert argv[argv.index("--token-file") + 1] == str(tmp_path / "token")
     assert argv[-2:] == ("--model", "m")
+
+
+def test_a_worker_is_ready_when_it_says_so_and_not_by_what_an_earlier_one_said(
+    programs: Programs, tmp_path: Path
+):
+    first = programs.worker("worker-1", tmp_path / "token", ())
+    assert not first.ready()
+    first.log.write_text('{"message": "ready, as worker-1", "action": "ready"}\n')
+    assert first.ready()
+    assert not programs.worker("worker-1", tmp_path / "token", ()).ready()
 
 
 def test_free_ports_are_all_different():
