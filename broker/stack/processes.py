@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 POLL_S: Final = 0.05
 READY_S: Final = 60.0
 TAIL_LINES: Final = 20
-#: A child may die this often within the window; then something is wrong that a restart won't mend.
+#: A child may fail this often within the window; then something is wrong that no restart mends.
 DEATHS: Final = 5
 WINDOW_S: Final = 60.0
 BACKOFF_S: Final = 0.5
@@ -212,7 +212,8 @@ class Supervisor:
 
     def _mourn(self, child: Child, now: float) -> None:
         child.deaths = [at for at in child.deaths if at > now - WINDOW_S] + [now]
-        if len(child.deaths) > DEATHS:
+        # killed means killed by somebody: a restart mends that, however often they do it
+        if len(child.deaths) > DEATHS and child.exit_code != -signal.SIGKILL:
             raise KeepsDying(child.obituary())
         pause = min(BACKOFF_MAX_S, BACKOFF_S * 2 ** (len(child.deaths) - 1))
         child.restart_at = now + pause
