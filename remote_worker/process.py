@@ -10,6 +10,7 @@ import selectors
 import subprocess
 import sys
 import threading
+import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ GRACE_S = 10.0
 _RUNNER_MARGIN_S = 12.0
 _TICK_S = 0.1
 _CHUNK = 65536
+#: What is in the pipes when the child is gone is read for so long at most.
+_LAST_WORDS_S = 5.0
 #: Marks every process of one run, so that what slipped away from the runner can be found.
 _MARK = "BRIDGE_RUN"
 
@@ -175,7 +178,7 @@ class _Pump:
             raise ValueError("the child's output is not piped")
         self._streams: dict[IO[bytes], int] = {child.stdout: STDOUT, child.stderr: STDERR}
         self._sink = sink
-        self._finishing = threading.Event()
+        self._until: float | None = None
         #: what the sink could not bear; the child is stopped for it
         self.error: OSError | WorkerError | None = None
         self._thread = threading.Thread(target=self._read, name="output", daemon=True)
@@ -183,7 +186,7 @@ class _Pump:
 
     def finish(self) -> None:
         """Take what is there and stop, even while somebody we cannot see holds the pipe open."""
-        self._finishing.set()
+        self._until = time.monotonic() + _LAST_WORDS_S
         self._thread.join()
         for stream in self._streams:
             stream.close()
@@ -196,9 +199,9 @@ class _Pump:
                     os.set_blocking(stream.fileno(), False)
                     selector.register(stream, selectors.EVENT_READ)
                 while selector.get_map():
-                    last = self._finishing.is_set()
-                    ready = selector.select(timeout=0 if last else _TICK_S)
-                    if not ready and last:
+                    until = self._until
+                    ready = selector.select(timeout=_TICK_S if until is None else 0)
+                    if until is not None and (not ready or time.monotonic() > until):
                         return
                     for key, _ in ready:
                         self._move(selector, key.fileobj)

@@ -78,9 +78,10 @@ class JobRun:
         try:
             self._lease.take_up()
         except LeaseLost as error:
-            log.warning("left behind and lost: %s", error, extra=self._about("replay"))
-            self._spool.drop(self.job)
-            return True
+            log.warning("left behind, not reported: %s", error, extra=self._about("replay"))
+            if self._lease.ended:
+                self._spool.drop(self.job)
+            return self._lease.ended
         try:
             return self._reporter.send(self.job, report, lease=self._lease, stopping=self._stopping)
         finally:

@@ -280,6 +280,18 @@ def test_the_next_daemon_reports_nothing_under_a_lost_lease(
     assert world.left() == []
 
 
+def test_an_edge_that_is_away_at_the_start_leaves_the_report_where_it_is(
+    world: World, edge: FakeEdge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = edge.offer("echo")
+    leave_behind(world, held, edge, monkeypatch)
+    [(_, report)] = list(world.spool.left())
+    monkeypatch.setattr("remote_worker.lease._TAKE_UP_S", 0.0)
+    edge.instead("/heartbeat", error_page(502), times=9)
+    assert not world.run(held, {}).replay(report)
+    assert len(list(world.spool.left())) == 1
+
+
 def test_a_report_is_on_the_disk_before_it_is_sent(
     world: World, edge: FakeEdge, monkeypatch: pytest.MonkeyPatch
 ) -> None:
