@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 OFFLINE_MS: Final = 60_000
 #: what Celery is told to expect; twice as long without one and the node is dead
 HEARTBEAT_S: Final = 10.0
+#: between a monitor's asking and the heartbeats: its subscription follows its question
+ASKED_S: Final = 0.5
 OWNER_MS: Final = 15_000
 OWNER: Final = owner("fleet")
 #: running jobs looked at for one heartbeat
@@ -118,8 +120,8 @@ class Fleet:
         self._say(self._look(seen), everybody=due)
 
     def beat(self) -> None:
-        """Say of every node that it is there, at the next step."""
-        self._beat_at = float("-inf")
+        """Say of every node that it is there, in a moment: who asked may not listen quite yet."""
+        self._beat_at = min(self._beat_at, time.monotonic() - HEARTBEAT_S + ASKED_S)
 
     def nodes(self) -> list[Node]:
         """Return the nodes as they are now; none unless this bridge owns the fleet."""

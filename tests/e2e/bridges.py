@@ -1,0 +1,153 @@
+"""What the bridge's tests stand on: real servers, real bridges, and remote workers in few lines."""
+
+import gc
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import redis
+from celery import Celery
+from kombu.utils.encoding import bytes_to_str
+
+from broker.catalog import Catalog
+from broker.clock import Clock
+from broker.errors import Unavailable
+from broker.ledger.engine import Ledger
+from broker.ledger.migrate import upgrade
+from broker.policy import Policy
+from broker.queue import JobQueue
+from broker.records import ClaimRequest, Holder, Job
+from broker.reservations.store import Reservations
+from broker.settings import QueueSettings
+from tests.processes import Process
+from tests.services import Valkey, until
+
+ROOT = Path(__file__).resolve().parents[2]
+QUEUE = "remote"
+
+
+class World:
+    """A Celery broker, a result backend, the stores, and the orchestrator's plain app."""
+
+    def __init__(
+        self, broker: Valkey, stores: Valkey, folder: Path, process: Callable[..., Process]
+    ) -> None:
+        self.broker = broker
+        self.folder = folder
+        self.broker_url = broker.url
+        self.backend_url = broker.url.removesuffix("/0") + "/1"
+        self.reservations_url = stores.url
+        self.database_url = f"sqlite:///{folder / 'ledger.sqlite3'}"
+        upgrade(self.database_url)
+        self._process = process
+        self.ledger = Ledger(self.database_url, synchronous="NORMAL")
+        self.reservations = Reservations.connect(self.reservations_url)
+        self.queue = JobQueue(
+            self.ledger,
+            self.reservations,
+            clock=Clock(self.reservations.clock_ms),
+            settings=QueueSettings(),
+        )
+        self.catalog = Catalog(self.ledger)
+        self.app = Celery("orchestrator", broker=self.broker_url, backend=self.backend_url)
+        self.app.conf.task_default_queue = "local"
+        retry = {"max_retries": 1, "interval_start": 0}
+        self.app.conf.result_backend_transport_options = {"retry_policy": retry}
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a bridge is told."""
+        return {
+            "DRAWBRIDGE_BROKER_URL": self.broker_url,
+            "DRAWBRIDGE_RESULT_BACKEND": self.backend_url,
+            "DRAWBRIDGE_DATABASE_URL": self.database_url,
+            "DRAWBRIDGE_SQLITE_SYNCHRONOUS": "NORMAL",
+            "DRAWBRIDGE_RESERVATIONS_URL": self.reservations_url,
+            "DRAWBRIDGE_ARTIFACTS_DIR": str(self.folder / "artifacts"),
+            "DRAWBRIDGE_QUEUES": QUEUE,
+        }
+
+    def bridge(
+        self, *arguments: str, name: str = "bridge", environ: Mapping[str, str] | None = None
+    ) -> Process:
+        """Start a bridge and wait until it runs."""
+        argv = [str(Path(sys.executable).with_name("drawbridge")), "bridge", "-n", f"{name}@here"]
+        started = self._process(
+            [*argv, *arguments], env=self.environment | dict(environ or {}), cwd=ROOT
+        )
+        started.wait_for(rf"{name}@here ready")
+        return started
+
+    def local_worker(self, app: str = "tests.e2e.local_app", queues: str = "local") -> Process:
+        """Start an ordinary Celery worker."""
+        argv = [sys.executable, "-m", "celery", "-A", app, "worker", "-Q", queues]
+        started = self._process(
+            [*argv, "-P", "solo", "-n", "local@here", "-l", "INFO"],
+            env={"APP_BROKER": self.broker_url, "APP_BACKEND": self.backend_url},
+            cwd=ROOT,
+        )
+        started.wait_for("local@here ready")
+        return started
+
+    def claim(self, worker_id: str = "worker-1", *, lease_seconds: int = 60) -> Job:
+        """Claim as a remote worker does, waiting for a job."""
+        return until(lambda: self.claim_now(worker_id, lease_seconds=lease_seconds), 20, "a job")
+
+    def claim_now(self, worker_id: str = "worker-1", *, lease_seconds: int = 60) -> Job | None:
+        """Claim once."""
+        self.queue.seen(worker_id)
+        request = ClaimRequest(worker_id=worker_id, policy=Policy(), lease_seconds=lease_seconds)
+        try:
+            jobs = self.queue.claim(request)
+        except Unavailable:
+            return None
+        return jobs[0] if jobs else None
+
+    def complete(self, job: Job, result: Any) -> Job:
+        """Complete a claimed job."""
+        return self.queue.complete(job.id, holder(job), result=result)
+
+    def fail(self, job: Job, message: str, **said: Any) -> Job:
+        """Fail a claimed job."""
+        return self.queue.fail(job.id, holder(job), error_message=message, **said)
+
+    def send(self, task: str = "codex_exec", *args: Any, **options: Any) -> Any:
+        """Send a task by name, as an orchestrator does."""
+        return self.app.send_task(task, args=args, queue=QUEUE, **options)
+
+    def raw(self) -> redis.Redis:
+        """Return a client on the Celery broker."""
+        return redis.Redis.from_url(self.broker_url)
+
+    def leftovers(self) -> dict[str, int]:
+        """Count what lies in the bridged queue and in inboxes."""
+        with self.raw() as client:
+            keys = [bytes_to_str(key) for key in client.keys(f"{QUEUE}*")]
+            keys += [bytes_to_str(key) for key in client.keys("drawbridge.inbox:*")]
+            return {key: int(client.llen(key)) for key in keys}
+
+    def close(self) -> None:
+        """Close what this process opened."""
+        gc.collect()  # results unsubscribe when they go, and the server must be there to hear it
+        self.app.close()
+        self.ledger.close()
+        self.reservations.close()
+
+
+def holder(job: Job) -> Holder:
+    """Return who holds a claimed job."""
+    return Holder(worker_id=str(job.claimed_by), lease_id=job.lease_id)
+
+
+@contextmanager
+def world_of(
+    start_valkey: Callable[..., Valkey], folder: Path, process: Callable[..., Process]
+) -> Iterator[World]:
+    """Make a world, and close it."""
+    made = World(start_valkey(), start_valkey(), folder, process)
+    try:
+        yield made
+    finally:
+        made.close()

@@ -1,0 +1,330 @@
+"""That no message is lost or doubled between a Redis broker and the ledger, whoever is killed."""
+
+import json
+import random
+import signal
+import sqlite3
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+import sqlalchemy as sa
+from celery import chord, group, states
+from celery.exceptions import InvalidTaskError
+
+from broker.bridge.inbox import LEASE_MS
+from broker.ledger.jobs import jobs
+from broker.ledger.models import EventRow
+from tests.e2e.bridges import QUEUE, World, world_of
+from tests.processes import Process
+from tests.services import Valkey, until
+
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(180)]
+GET_S = 20
+
+
+@pytest.fixture
+def world(
+    start_valkey: Callable[..., Valkey], tmp_path: Path, process: Callable[..., Process]
+) -> Iterator[World]:
+    """Give one world without a bridge."""
+    with world_of(start_valkey, tmp_path, process) as made:
+        yield made
+
+
+@pytest.fixture
+def durable_world(
+    start_valkey: Callable[..., Valkey], tmp_path: Path, process: Callable[..., Process]
+) -> Iterator[World]:
+    """Give one whose Celery broker keeps its messages over a restart."""
+
+    def start() -> Valkey:
+        return start_valkey("--appendonly", "yes", "--appendfsync", "always")
+
+    with world_of(start, tmp_path, process) as made:
+        yield made
+
+
+def task_ids(world: World) -> list[str]:
+    with world.ledger.read() as conn:
+        return list(conn.scalars(sa.select(jobs.c.task_id)))
+
+
+def conflicts(world: World) -> int:
+    with world.ledger.read() as conn:
+        query = sa.select(sa.func.count()).where(EventRow.message == "ingest_conflict")
+        return int(conn.execute(query).scalar_one())
+
+
+def push(world: World, count: int, *, queue: str = QUEUE) -> set[str]:
+    """Send many messages fast: one is made by Celery, the others are its copies."""
+    with world.raw() as client:
+        parked = world.app.send_task("codex_exec", kwargs={"n": 0}, queue="parked")
+        template = json.loads(until(lambda: client.lpop("parked"), GET_S, "the template"))
+        ids = {f"{parked.id[:-8]}{n:08x}" for n in range(count)}
+        pipe = client.pipeline(transaction=False)
+        for task_id in sorted(ids):
+            template["headers"]["id"] = task_id
+            pipe.lpush(queue, json.dumps(template))
+        pipe.execute()
+    return ids
+
+
+@pytest.mark.faults
+def test_kill_while_draining_thousands_loses_none_and_doubles_none(world: World):
+    """Kill the bridge over and over in the middle of a backlog; every message is one row."""
+    sent = push(world, 6_000)
+    rng = random.Random(7)
+    kills_in_flight = 0
+    for number in range(6):
+        bridge = world.bridge(name=f"bridge{number}")
+        before = len(task_ids(world))
+        goal = before + rng.randrange(50, 900)
+        until(lambda: len(task_ids(world)) >= min(goal, 6_000), 60, "some were ingested")  # noqa: B023
+        bridge.kill()
+        kills_in_flight += sum(world.leftovers().values()) > 0
+    assert kills_in_flight >= 4, "the kills came too late to prove anything"
+    world.bridge(name="last")
+    until(lambda: len(task_ids(world)) >= len(sent), 90, lambda: str(world.leftovers()))
+    assert Counter(task_ids(world)) == Counter(sent)
+    until(lambda: not sum(world.leftovers().values()), 30, lambda: str(world.leftovers()))
+    assert conflicts(world) == 0
+
+
+@pytest.mark.faults
+def test_two_bridges_share_a_queue_and_one_takes_over_what_the_other_left(world: World):
+    first, second = world.bridge(name="one"), world.bridge(name="two")
+    sent = push(world, 1_500)
+    until(lambda: len(task_ids(world)) >= 300, 60, "some were ingested")
+    first.kill()
+    until(lambda: len(task_ids(world)) >= len(sent), 60, lambda: str(world.leftovers()))
+    assert Counter(task_ids(world)) == Counter(sent)
+    assert second.returncode is None
+    until(lambda: not sum(world.leftovers().values()), 30, lambda: str(world.leftovers()))
+
+
+@pytest.mark.faults
+def test_a_frozen_bridge_that_wakes_after_its_lease_loses_and_doubles_nothing(world: World):
+    first = world.bridge(name="one")
+    sent = push(world, 3_000)
+    until(lambda: frozen_with_messages(world, first), 30, "a freeze between inbox and ledger")
+    with world.raw() as client:
+        until(
+            lambda: not client.keys("drawbridge.inbox-owner:*"), LEASE_MS / 1000 + 5, "lease's end"
+        )
+        world.bridge(name="two")
+        until(lambda: not client.llen(QUEUE), 60, "the other one drains")
+    first.send(signal.SIGCONT)
+    until(lambda: len(task_ids(world)) >= len(sent), 60, lambda: str(world.leftovers()))
+    late = push(world, 200)
+    until(lambda: len(task_ids(world)) >= len(sent | late), 60, lambda: str(world.leftovers()))
+    assert Counter(task_ids(world)) == Counter(sent | late)
+    until(lambda: not sum(world.leftovers().values()), 30, lambda: str(world.leftovers()))
+    assert conflicts(world) == 0
+
+
+def frozen_with_messages(world: World, bridge: Process) -> bool:
+    """Freeze a bridge that holds messages, but not SQLite's lock, which would stop everybody."""
+    bridge.send(signal.SIGSTOP)
+    inbox = sum(n for key, n in world.leftovers().items() if key != QUEUE)
+    path = world.database_url.removeprefix("sqlite:///")
+    with closing(sqlite3.connect(path, timeout=0, isolation_level=None)) as connection:
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            connection.execute("ROLLBACK")
+        except sqlite3.OperationalError:
+            inbox = 0
+    if inbox:
+        return True
+    bridge.send(signal.SIGCONT)
+    return False
+
+
+@pytest.mark.faults
+def test_a_locked_ledger_stops_the_drain_and_loses_nothing(world: World):
+    world.bridge()
+    sent = push(world, 50)
+    until(lambda: len(task_ids(world)) == 50, GET_S, "all were ingested")
+    with world.ledger.write():  # SQLite has one writer, and now it is us
+        more = push(world, 400)
+        with world.raw() as client:
+            until(lambda: client.llen(QUEUE) <= 300, GET_S, "one batch is in the inbox")
+            time.sleep(1)  # nothing to wait for: nothing may happen
+            assert client.llen(QUEUE) == 300
+    until(lambda: len(task_ids(world)) >= len(sent | more), 60, lambda: str(world.leftovers()))
+    assert Counter(task_ids(world)) == Counter(sent | more)
+
+
+@pytest.mark.faults
+def test_a_broker_that_restarts_is_found_again(durable_world: World):
+    world = durable_world
+    world.bridge()
+    first = push(world, 20)
+    until(lambda: len(task_ids(world)) == 20, GET_S, "all were ingested")
+    world.broker.kill()
+    world.broker.start()
+    second = push(world, 20)
+    until(lambda: len(task_ids(world)) >= len(first | second), 60, "the drain came back")
+    sent = world.send()
+    job = until(lambda: world.catalog.find(sent.id), GET_S, "the job")
+    world.queue.cancel(job.id)
+    until(lambda: sent.state == states.REVOKED, 30, "the relay came back")
+
+
+def test_a_clean_stop_is_quick_and_leaves_nothing_behind(world: World):
+    bridge = world.bridge()
+    push(world, 500)
+    until(lambda: len(task_ids(world)) >= 100, GET_S, "some were ingested")
+    started = time.monotonic()
+    assert bridge.terminate() == 0
+    assert time.monotonic() - started < 10
+    with world.raw() as client:
+        assert not client.keys("drawbridge.inbox*")
+        assert len(task_ids(world)) + int(client.llen(QUEUE)) == 500
+
+
+# -- what is in the messages ----------------------------------------------------------------------
+
+
+def test_priorities_come_in_kombus_order_and_stay_in_it(world: World):
+    sent = [world.send(priority=priority) for priority in (9, 0, 6, 3, 0)]
+    world.bridge()
+    until(lambda: len(task_ids(world)) == 5, GET_S, "all were ingested")
+    order = [world.claim().task_id for _ in range(5)]
+    assert order == [sent[1].id, sent[4].id, sent[3].id, sent[2].id, sent[0].id]
+
+
+def test_a_message_on_another_priority_list_is_seen_while_the_first_is_empty(world: World):
+    world.bridge()
+    sent = world.send(priority=6)
+    until(lambda: world.catalog.find(sent.id), GET_S, "the job")
+
+
+def test_an_eta_is_kept_by_us_and_not_by_the_broker(world: World):
+    world.bridge()
+    sent = world.send(countdown=1.5)
+    at = time.monotonic()
+    until(lambda: world.catalog.find(sent.id), GET_S, "the job")
+    until(lambda: not sum(world.leftovers().values()), GET_S, "the message is settled")
+    assert world.claim().task_id == sent.id
+    assert time.monotonic() - at >= 1.4
+
+
+def test_poison_ends_as_rejected_rows_and_does_not_stop_the_next_message(world: World):
+    bad = [b"", b"{", b"\xff" * 10, b"[" * 5_000, b"null", b'{"headers": 1}']
+    with world.raw() as client:
+        for raw in bad:
+            client.lpush(QUEUE, raw)
+    no_time = world.send(headers={"eta": "soon"})
+    too_large = world.send(kwargs={"x": "y" * (1024 * 1024)})
+    wrong_repository = world.send(kwargs={"repository": "../../etc"})
+    good = world.send(kwargs={"repository": "Org/Repo"})
+    bridge = world.bridge()
+    job = world.claim()
+    assert job.task_id == good.id
+    with world.ledger.read() as conn:
+        rows = conn.execute(
+            sa.select(jobs.c.status, jobs.c.reason).where(jobs.c.id != job.id)
+        ).all()
+    assert len(rows) == len(bad) + 3
+    assert {tuple(row) for row in rows} == {("failed", "rejected")}
+    for refused in (no_time, too_large, wrong_repository):
+        with pytest.raises(InvalidTaskError):
+            refused.get(timeout=GET_S)
+    assert "rejected task" in bridge.output()
+
+
+def test_a_rejected_part_does_not_leave_its_chord_waiting(world: World):
+    world.bridge()
+    world.local_worker()
+    part = world.app.signature("codex_exec", queue=QUEUE, headers={"expires": "never"})
+    part.options["headers"] = {"eta": "soon"}
+    body = world.app.signature("local.collect", queue="local")
+    sent = chord(group([part], app=world.app), body, app=world.app).apply_async()
+    with pytest.raises(Exception, match="eta"):
+        sent.get(timeout=GET_S)
+
+
+def test_celerys_own_tasks_in_a_bridged_queue_are_executed_by_the_bridge(world: World):
+    world.bridge()
+    sent = world.app.send_task("celery.accumulate", args=(1, 2), kwargs={"index": 1}, queue=QUEUE)
+    assert sent.get(timeout=GET_S) == 2
+    assert task_ids(world) == []
+
+
+def test_the_same_message_again_is_a_duplicate_and_another_one_a_conflict(world: World):
+    sent = world.send(task_id="order-7")
+    with world.raw() as client:
+        raw: Any = client.lindex(QUEUE, 0)
+        client.lpush(QUEUE, raw)
+        bridge = world.bridge()
+        until(lambda: task_ids(world) == ["order-7"], GET_S, "it was ingested")
+        other = json.loads(raw)
+        other["headers"]["retries"] = 1
+        client.lpush(QUEUE, raw, json.dumps(other))
+    until(lambda: "conflict task order-7" in bridge.output(), GET_S, "the conflict is told")
+    assert task_ids(world) == ["order-7"]
+    assert conflicts(world) == 1
+    world.complete(world.claim(), "once")
+    assert sent.get(timeout=GET_S) == "once"
+
+
+def test_the_read_ahead_is_bounded(world: World):
+    sent = push(world, 300)
+    world.bridge(environ={"DRAWBRIDGE_READ_AHEAD": "100"})
+    with world.raw() as client:
+        until(lambda: len(task_ids(world)) >= 100, GET_S, "up to the mark")
+        assert len(task_ids(world)) == 100
+        assert client.llen(QUEUE) == 200
+        world.complete(world.claim(), None)
+        until(lambda: len(task_ids(world)) == 101, GET_S, "one more")
+        assert client.llen(QUEUE) == len(sent) - 101
+
+
+def test_a_prefix_of_all_keys_is_honoured(world: World, tmp_path: Path):
+    (tmp_path / "prefixed.py").write_text(
+        "from tests.e2e.local_app import app\n"
+        "app.conf.broker_transport_options = {'global_keyprefix': 'acme:'}\n"
+        "app.conf.broker_connection_retry_on_startup = True\n"
+    )
+    environ = {
+        "PYTHONPATH": f"{tmp_path}:{Path(__file__).parents[2]}",
+        "APP_BROKER": world.broker_url,
+        "APP_BACKEND": world.backend_url,
+    }
+    world.bridge("-A", "prefixed", environ=environ)
+    world.app.conf.broker_transport_options = {"global_keyprefix": "acme:"}
+    sent = world.send(priority=3)
+    world.complete(world.claim(), "prefixed")
+    assert sent.get(timeout=GET_S) == "prefixed"
+    with world.raw() as client:
+        ours: Any = client.keys("*drawbridge.*")
+    assert all(key.startswith(b"acme:") for key in ours)
+
+
+def test_a_bridge_without_tables_or_broker_says_so(world: World, process: Callable[..., Process]):
+    argv = [str(Path(__file__).parents[2] / ".venv/bin/drawbridge"), "bridge"]
+    environ = {**world.environment, "DRAWBRIDGE_BROKER_URL": ""}
+    nowhere = process(argv, env=environ)
+    assert nowhere.wait() == 1
+    assert "DRAWBRIDGE_BROKER_URL" in nowhere.output()
+    environ = {**world.environment, "DRAWBRIDGE_DATABASE_URL": f"sqlite:///{world.folder / 'x.db'}"}
+    empty = process(argv, env=environ)
+    assert empty.wait() == 1
+    assert "drawbridge migrate" in empty.output()
+
+
+def test_bridge_and_beat_together_do_the_maintenance(world: World, process: Callable[..., Process]):
+    bridge = world.bridge("-l", "INFO")
+    beat = str(Path(__file__).parents[2] / ".venv/bin/drawbridge")
+    started = process([beat, "beat"], env={"DRAWBRIDGE_BROKER_URL": world.broker_url})
+    bridge.wait_for(r"Task drawbridge\.expire_leases\[.*succeeded")
+    bridge.wait_for(r"Task drawbridge\.release_due_retries\[.*succeeded")
+    with redis.Redis.from_url(world.backend_url) as client:
+        assert not client.keys("celery-task-meta-*")
+    assert started.terminate() == 0

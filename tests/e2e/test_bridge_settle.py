@@ -1,0 +1,322 @@
+"""What an orchestrator that knows nothing of us gets back: results, failures, canvases, events."""
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from celery import chain, chord, group, states
+from celery.events.state import State
+from celery.exceptions import TaskRevokedError, WorkerLostError
+
+from broker.bridge.settle import sent_id
+from broker.records import Job
+from tests.e2e.bridges import QUEUE, World, holder, world_of
+from tests.processes import Process
+from tests.services import Valkey, until
+
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(180)]
+GET_S = 20
+
+
+@pytest.fixture(scope="module")
+def bridged(
+    tmp_path_factory: pytest.TempPathFactory, module_process: Callable[..., Process]
+) -> Iterator[World]:
+    """Give one world with a bridge and an ordinary worker; tests keep to their own tasks."""
+    servers: list[Valkey] = []
+
+    def start(*options: str) -> Valkey:
+        servers.append(Valkey(*options).start())
+        return servers[-1]
+
+    with world_of(start, tmp_path_factory.mktemp("world"), module_process) as world:
+        world.bridge()
+        world.local_worker()
+        yield world
+    for server in servers:
+        server.remove()
+
+
+@pytest.fixture(scope="module")
+def module_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Process]]:
+    """Start processes that live as long as the module's tests."""
+    folder, started = tmp_path_factory.mktemp("logs"), list[Process]()
+
+    def start(argv: Any, *, env: Any = None, cwd: Path | None = None) -> Process:
+        started.append(Process(argv, log=folder / f"{len(started)}.log", env=env, cwd=cwd))
+        return started[-1]
+
+    yield start
+    for one in reversed(started):
+        one.close()
+
+
+def claim(world: World, task_id: str) -> Job:
+    job = world.claim()
+    assert job.task_id == task_id
+    return job
+
+
+def test_get_returns_what_the_worker_completed_with(bridged: World):
+    sent = bridged.send(kwargs={"repository": "Org/Repo", "n": 1})
+    job = claim(bridged, sent.id)
+    assert (job.type, job.payload) == ("codex_exec", {"repository": "Org/Repo", "n": 1})
+    until(lambda: sent.state == states.STARTED, GET_S, "STARTED")
+    assert sent.info["hostname"] == "worker-1@edge"
+    bridged.complete(job, {"summary": "done"})
+    assert sent.get(timeout=GET_S) == {"summary": "done"}
+    assert sent.successful()
+
+
+def test_the_summary_is_the_result_when_there_is_no_other(bridged: World):
+    sent = bridged.send()
+    job = claim(bridged, sent.id)
+    bridged.queue.complete(job.id, holder(job), result_summary="all well")
+    assert sent.get(timeout=GET_S) == "all well"
+
+
+def test_a_failure_is_raised_with_its_type_and_traceback(bridged: World):
+    sent = bridged.send()
+    job = claim(bridged, sent.id)
+    bridged.fail(job, "no such ref", error_type="ValueError", traceback="Traceback: here")
+    with pytest.raises(ValueError, match="no such ref"):
+        sent.get(timeout=GET_S)
+    assert sent.traceback == "Traceback: here"
+
+
+def test_a_failure_without_a_type_is_a_remote_job_error(bridged: World):
+    sent = bridged.send()
+    bridged.fail(claim(bridged, sent.id), "codex said no")
+    with pytest.raises(Exception, match="codex said no") as raised:
+        sent.get(timeout=GET_S)
+    assert type(raised.value).__name__ == "RemoteJobError"
+    stored = bridged.app.backend.get(bridged.app.backend.get_key_for_task(sent.id))
+    assert b'"exc_module": "drawbridge"' in stored
+
+
+def test_a_type_that_would_end_the_reader_does_not(bridged: World):
+    sent = bridged.send()
+    bridged.fail(claim(bridged, sent.id), "bye", error_type="SystemExit")
+    with pytest.raises(Exception, match="SystemExit: bye") as raised:
+        sent.get(timeout=GET_S)
+    assert type(raised.value).__name__ == "RemoteJobError"
+
+
+def test_a_retryable_failure_is_retry_for_celery(bridged: World):
+    sent = bridged.send()
+    bridged.fail(claim(bridged, sent.id), "try again", retryable=True, retry_after_s=0.0)
+    until(lambda: sent.state == states.RETRY, GET_S, "RETRY")
+    job = bridged.claim()
+    assert (job.task_id, job.attempt) == (sent.id, 2)
+    bridged.complete(job, "second time")
+    assert sent.get(timeout=GET_S) == "second time"
+
+
+def test_lost_leases_end_as_a_lost_worker(bridged: World):
+    sent = bridged.send(headers={"drawbridge": {"maxAttempts": 1}})
+    job = bridged.claim(lease_seconds=1)
+    assert job.task_id == sent.id
+    with pytest.raises(WorkerLostError, match="lost its lease"):
+        sent.get(timeout=GET_S)
+
+
+def test_a_cancelled_job_is_revoked_for_celery(bridged: World):
+    sent = bridged.send(countdown=3600)
+    job = until(lambda: bridged.catalog.find(sent.id), GET_S, "the job")
+    bridged.queue.cancel(job.id)
+    with pytest.raises(TaskRevokedError):
+        sent.get(timeout=GET_S)
+
+
+def test_an_expired_task_is_revoked_without_running(bridged: World):
+    sent = bridged.send(countdown=3600, expires=1)
+    with pytest.raises(TaskRevokedError, match="expired"):
+        sent.get(timeout=GET_S)
+
+
+def test_a_revoke_from_celery_cancels_the_job(bridged: World):
+    sent = bridged.send(countdown=3600)
+    until(lambda: bridged.catalog.find(sent.id), GET_S, "the job")
+    sent.revoke()
+    job = until(
+        lambda: (j := bridged.catalog.find(sent.id)) and j.status == "cancelled" and j,
+        GET_S,
+        "the job is cancelled",
+    )
+    assert job.requested_by == "celery"
+    with pytest.raises(TaskRevokedError):
+        sent.get(timeout=GET_S)
+
+
+def test_a_task_revoked_before_it_comes_is_cancelled_when_it_comes(bridged: World):
+    task_id = "11111111-2222-4333-8444-555555555555"
+    bridged.app.control.revoke(task_id)
+    with bridged.reservations.client as client:
+        until(lambda: client.zscore("{db:}:revoked-tasks", task_id), GET_S, "the revoke is kept")
+    sent = bridged.send(task_id=task_id)
+    with pytest.raises(TaskRevokedError):
+        sent.get(timeout=GET_S)
+
+
+def test_a_running_job_hears_of_a_revoke_and_is_not_overwritten(bridged: World):
+    sent = bridged.send()
+    job = claim(bridged, sent.id)
+    until(lambda: sent.state == states.STARTED, GET_S, "STARTED")
+    sent.revoke(terminate=True)
+    until(lambda: bridged.catalog.get(job.id).cancel_requested_at, GET_S, "the request")
+    assert sent.state == states.STARTED
+    bridged.queue.cancel_ack(job.id, holder(job))
+    with pytest.raises(TaskRevokedError):
+        sent.get(timeout=GET_S)
+
+
+def test_a_result_nobody_wants_is_not_stored(bridged: World):
+    sent = bridged.send(ignore_result=True)
+    bridged.complete(claim(bridged, sent.id), "unwanted")
+    after = bridged.send()
+    bridged.complete(claim(bridged, after.id), "wanted")
+    assert after.get(timeout=GET_S) == "wanted"
+    assert sent.state == states.PENDING
+
+
+# -- canvases ---------------------------------------------------------------------------------
+
+
+def remote(world: World, **kwargs: Any) -> Any:
+    return world.app.signature("codex_exec", kwargs=kwargs, queue=QUEUE)
+
+
+def local(world: World, name: str, *args: Any, **kwargs: Any) -> Any:
+    return world.app.signature(f"local.{name}", args=args, kwargs=kwargs, queue="local")
+
+
+def test_a_chain_into_an_ordinary_worker(bridged: World):
+    sent = chain(
+        remote(bridged), local(bridged, "report", title="t"), app=bridged.app
+    ).apply_async()
+    bridged.complete(claim(bridged, sent.parent.id), {"changedFiles": ["a.py"]})
+    assert sent.get(timeout=GET_S) == {"title": "t", "changed": ["a.py"]}
+    # as in stock Celery, the next link is sent before the result is stored
+    assert sent.parent.get(timeout=GET_S) == {"changedFiles": ["a.py"]}
+    assert [child.id for child in sent.parent.children] == [sent.id]
+
+
+def test_a_chain_out_of_an_ordinary_worker_and_on(bridged: World):
+    links = (
+        local(bridged, "prepare", "w"),
+        remote(bridged, n=2),
+        local(bridged, "report", title="t"),
+    )
+    sent = chain(*links, app=bridged.app).apply_async()
+    job = claim(bridged, sent.parent.id)
+    assert job.payload == {"n": 2, "args": [{"word": "w"}]}
+    bridged.complete(job, {"changedFiles": []})
+    assert sent.get(timeout=GET_S) == {"title": "t", "changed": []}
+
+
+def test_a_failure_fails_the_rest_of_the_chain_and_calls_the_errback(bridged: World):
+    errback = local(bridged, "prepare")
+    sent = chain(remote(bridged), local(bridged, "report", title="t"), app=bridged.app).apply_async(
+        link_error=errback
+    )
+    bridged.fail(claim(bridged, sent.parent.id), "broken", error_type="KeyError")
+    with pytest.raises(KeyError):
+        sent.get(timeout=GET_S)
+    assert sent.parent.state == states.FAILURE
+
+
+def test_links_are_sent_with_the_result(bridged: World):
+    link = local(bridged, "report", title="linked")
+    sent = remote(bridged).apply_async(link=[link, local(bridged, "report", title="too")])
+    bridged.complete(claim(bridged, sent.id), {"changedFiles": ["x"]})
+    assert sent.get(timeout=GET_S) == {"changedFiles": ["x"]}
+    first, second = sent.children
+    assert first.get(timeout=GET_S) == {"title": "linked", "changed": ["x"]}
+    assert second.get(timeout=GET_S) == {"title": "too", "changed": ["x"]}
+
+
+def test_an_errback_is_sent_with_the_id_of_the_failed_task(bridged: World):
+    sent = remote(bridged).apply_async(link_error=local(bridged, "prepare"))
+    job = claim(bridged, sent.id)
+    bridged.fail(job, "broken")
+    errback = bridged.app.AsyncResult(sent_id(job, "errback", 0))
+    assert errback.get(timeout=GET_S) == {"word": sent.id}
+
+
+def test_a_chord_of_both_kinds(bridged: World):
+    header = group(remote(bridged), local(bridged, "prepare", "w"), app=bridged.app)
+    sent = chord(header, local(bridged, "collect"), app=bridged.app).apply_async()
+    bridged.complete(bridged.claim(), {"n": 1})
+    assert sent.get(timeout=GET_S) == [{"n": 1}, {"word": "w"}]
+
+
+def test_a_failed_part_fails_the_chord(bridged: World):
+    header = group(remote(bridged), local(bridged, "prepare", "w"), app=bridged.app)
+    sent = chord(header, local(bridged, "collect"), app=bridged.app).apply_async()
+    bridged.fail(bridged.claim(), "part broken")
+    with pytest.raises(Exception, match="part broken"):
+        sent.get(timeout=GET_S)
+
+
+# -- events and nodes ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def state(bridged: World) -> Iterator[State]:
+    """Give what a monitor knows, while it listens."""
+    found, ended = State(), threading.Event()
+
+    def listen() -> None:
+        with bridged.app.connection() as connection:
+            receiver = bridged.app.events.Receiver(connection, handlers={"*": found.event})
+            for _ in receiver.itercapture(limit=None, timeout=None, wakeup=True):
+                if ended.is_set():
+                    return
+
+    thread = threading.Thread(target=listen, daemon=True)
+    thread.start()
+    yield found
+    ended.set()
+    bridged.queue.seen("last-word")  # an event that lets the listener see that it has ended
+    thread.join(20)
+
+
+def test_events_show_the_worker_and_its_task(bridged: World, state: State):
+    bridged.queue.seen("worker-1")
+    until(lambda: "worker-1@edge" in state.workers, GET_S, "the node is heard of")
+    assert state.workers["worker-1@edge"].alive
+    sent = bridged.send(kwargs={"n": 1})
+    bridged.complete(claim(bridged, sent.id), "x")
+    sent.get(timeout=GET_S)
+    task = until(
+        lambda: (t := state.tasks.get(sent.id)) and t.state == states.SUCCESS and t,
+        GET_S,
+        "the task is heard of",
+    )
+    assert task.worker.hostname == "worker-1@edge"
+    assert task.name == "codex_exec"
+    assert task.received <= task.started <= task.succeeded
+    assert task.result == "'x'"
+
+
+def test_the_celery_command_lists_and_asks_the_nodes(bridged: World):
+    bridged.queue.seen("worker-1")
+    job = bridged.send() and bridged.claim()
+    control = bridged.app.control.inspect(timeout=0.7)
+    until(lambda: "worker-1@edge" in (control.ping() or {}), GET_S, "the node answers")
+    assert control.ping()["worker-1@edge"] == {"ok": "pong"}
+    (active,) = control.active()["worker-1@edge"]
+    assert (active["id"], active["name"], active["hostname"]) == (
+        job.task_id, "codex_exec", "worker-1@edge",
+    )  # fmt: skip
+    assert control.stats()["worker-1@edge"]["pool"]["implementation"] == "drawbridge"
+    assert [q["name"] for q in control.active_queues()["worker-1@edge"]] == [QUEUE]
+    assert control.registered()["worker-1@edge"] == []
+    assert control.query_task(job.task_id)["worker-1@edge"][job.task_id][0] == "active"
+    only = bridged.app.control.inspect(timeout=0.7, destination=["worker-1@edge"])
+    assert set(only.ping()) == {"worker-1@edge"}
+    replies = bridged.app.control.broadcast("pool_grow", reply=True, destination=["worker-1@edge"])
+    assert "error" in replies[0]["worker-1@edge"]
+    bridged.complete(job, None)
