@@ -18,7 +18,7 @@ from remote_worker.errors import Misconfigured
 from remote_worker.handlers import HANDLERS
 from remote_worker.handlers.codex_payload import check_effort, check_model
 from remote_worker.redact import Redactor
-from remote_worker.settings import LOG_FORMATS, SANDBOXES, Settings, read_token
+from remote_worker.settings import LOG_FORMATS, SANDBOXES, WAY_OUT, Settings, read_token
 from remote_worker.spool import Spool
 from remote_worker.wire import Identity, Wire
 
@@ -88,7 +88,10 @@ _COMMON = (
         help="Repositories to take, exact or glob (Org/*, file:///srv/*); repeatable."
         " Without it: any on a host, none on this machine.",
     ),
-    _option("--pass-env", type=_Words(), default="", help="Variables that jobs get as well."),
+    _option(
+        "--pass-env", type=_Words(), default="",
+        help="Variables that jobs get beside proxies and certificates.",
+    ),
     _option("--lease-seconds", type=click.IntRange(1, 3600), default=60, show_default=True),
     _option("--wait-seconds", type=click.IntRange(0, 50), default=25, show_default=True),
     _option(
@@ -187,7 +190,8 @@ def _settings(
     """Turn options into settings; what cannot work is a usage error."""
     if not check_model(options["model"]) or not check_effort(options["effort"]):
         raise click.UsageError("--model or --effort does not look like one")
-    passed = {name: os.environ[name] for name in options["pass_env"] if name in os.environ}
+    names = (*WAY_OUT, *options["pass_env"])
+    passed = {name: os.environ[name] for name in names if name in os.environ}
     try:
         return Settings(
             url=options["url"],
@@ -231,8 +235,7 @@ def _connect(settings: Settings) -> tuple[Wire, Callable[[], Redactor]]:
     )
 
     def make_redactor() -> Redactor:
-        passed = settings.pass_environment.values()
-        return Redactor([token, *passed, *codex.secrets(settings)])
+        return Redactor([token, *settings.passed_secrets(), *codex.secrets(settings)])
 
     return Wire(settings.url, token=token, identity=identity), make_redactor
 

@@ -16,6 +16,15 @@ _WORKER_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _MAX_TOKEN_FILE = 64 * 1024
 SANDBOXES = ("read-only", "workspace-write", "danger-full-access")
 LOG_FORMATS = ("auto", "text", "json")
+#: What a program must know of the way out of this machine; passed on when it is set.
+WAY_OUT = (
+    "HTTPS_PROXY",
+    "https_proxy",
+    "NO_PROXY",
+    "no_proxy",
+    "SSL_CERT_FILE",
+    "SSL_CERT_DIR",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +56,13 @@ class Settings:
     #: variables of the daemon's environment that children get as well, with their values
     pass_environment: Mapping[str, str] = field(default_factory=dict, repr=False)
     path: str = os.defpath
+
+    def passed_secrets(self) -> list[str]:
+        """Return what is secret of the passed variables: all values, of a proxy its password."""
+        proxies = [value for name, value in self.pass_environment.items() if name in WAY_OUT]
+        passwords = [urlsplit(value).password or "" for value in proxies if "://" in value]
+        others = [value for name, value in self.pass_environment.items() if name not in WAY_OUT]
+        return [*passwords, *others]
 
     def __post_init__(self) -> None:
         """Refuse what cannot work, with the way out."""

@@ -15,6 +15,7 @@ from remote_worker.handlers.context import Context, Outcome
 from remote_worker.output import Log
 from remote_worker.process import Command, TimeLimitExceeded, run
 from remote_worker.repository import allowed
+from remote_worker.settings import WAY_OUT
 
 LOG_NAME = "logs/codex_exec.log"
 PATCH_NAME = "patches/changes.patch"
@@ -23,11 +24,6 @@ MAX_LOG = 50 * 1024 * 1024
 #: A result holds 256 KiB; names beyond these are in the patch.
 _MAX_FILES, _MAX_FILES_BYTES = 1000, 64 * 1024
 _MAX_WORDS = 1000
-# What git must know of the outside world to reach a host; never a key of something else.
-_GIT_ENVIRONMENT = frozenset(
-    {"HTTPS_PROXY", "https_proxy", "NO_PROXY", "no_proxy", "SSL_CERT_FILE", "SSL_CERT_DIR",
-     "GIT_SSL_CAINFO"}
-)  # fmt: skip
 
 
 def codex_exec(context: Context) -> Outcome:
@@ -66,7 +62,7 @@ def _git(context: Context, task: CodexTask) -> Git:
         allow_file=task.repository.is_local,
         environment={
             "PATH": context.settings.path,
-            **{name: value for name, value in passed.items() if name in _GIT_ENVIRONMENT},
+            **{name: value for name, value in passed.items() if name in WAY_OUT},
         },
     )
 

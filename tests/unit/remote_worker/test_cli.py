@@ -151,6 +151,8 @@ def test_once_reports_an_unsupported_job_and_ends(
     assert process.returncode == daemon.EXIT_OK
     assert held.report["errorType"] == "unsupported_job_type"
     records = [json.loads(line) for line in err.splitlines()]
+    # Whoever starts a worker waits for this line.
+    assert [r["action"] for r in records].index("ready") == 0
     assert any(r.get("job_id") == held.job["id"] and r["action"] == "fail" for r in records)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from remote_worker.errors import Misconfigured
-from remote_worker.settings import check_url, read_token
+from remote_worker.settings import Settings, check_url, read_token
 
 
 @pytest.mark.parametrize(
@@ -41,6 +41,23 @@ def test_good_urls(url: str) -> None:
 def test_bad_urls(url: str) -> None:
     with pytest.raises(Misconfigured, match="https"):
         check_url(url)
+
+
+def test_what_is_secret_of_the_passed_variables(tmp_path: Path) -> None:
+    settings = Settings(
+        url="https://edge.example",
+        token_file=tmp_path,
+        worker_id="w",
+        work_dir=tmp_path,
+        pass_environment={
+            "HTTPS_PROXY": "http://user:hidden@proxy.example:3128",
+            "NO_PROXY": "localhost",
+            "SSL_CERT_DIR": "/etc/ssl/certs",
+            "OPENAI_API_KEY": "key",
+        },
+    )
+    assert settings.passed_secrets() == ["hidden", "key"]
+    assert "key" not in repr(settings)
 
 
 def test_a_token_of_ones_own(tmp_path: Path) -> None:
