@@ -1,0 +1,1 @@
+"""Figures, never assertions: timings are ratios within one run."""
