@@ -1,0 +1,21 @@
+"""README's list of the life of a job leads from file to file, so every file must be there."""
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_the_life_of_a_job_names_twelve_files_that_exist():
+    text = (ROOT / "README.md").read_text()
+    life = text.partition("## The life of a job\n")[2].partition("\n## ")[0]
+    named = re.findall(r"^\d+\. `([^`]+)`: ", life, flags=re.MULTILINE)
+    assert len(named) == len(set(named)) == 12
+    assert [name for name in named if not (ROOT / name).is_file()] == []
+
+
+def test_every_folder_it_sends_readers_to_has_a_readme():
+    text = (ROOT / "README.md").read_text()
+    linked = re.findall(r"\]\(([^)]+\.md)\)", text)
+    assert linked
+    assert [name for name in linked if not (ROOT / name).is_file()] == []
