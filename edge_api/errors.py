@@ -91,6 +91,12 @@ STATUS: Final[Mapping[type[DrawbridgeError], int]] = MappingProxyType(
 )
 
 
+#: where the phrase is not the contract's word, or changes with the version of Python
+_NAMES: Final[Mapping[int, str]] = MappingProxyType(
+    {413: BodyTooLarge.code, 414: "uri_too_long", 416: "range_not_satisfiable"}
+)
+
+
 class DetailSchema(ma.Schema):
     """What went wrong; ``errors`` names up to 20 fields of a body that does not fit."""
 
@@ -124,7 +130,7 @@ def status_of(error: DrawbridgeError) -> int:
 
 def code_of(status: HTTPStatus) -> str:
     """Name a refusal that is HTTP's own, such as ``not_found`` or ``method_not_allowed``."""
-    return status.phrase.lower().replace(" ", "_").replace("-", "_")
+    return _NAMES.get(status) or status.phrase.lower().replace(" ", "_").replace("-", "_")
 
 
 def detail(code: str, message: str, **more: Any) -> dict[str, Any]:

@@ -13,7 +13,6 @@ from flask.testing import FlaskClient
 from werkzeug.exceptions import HTTPException
 from werkzeug.test import TestResponse
 
-from broker.ledger import migrate
 from broker.ledger.models import Base
 from broker.policy import Policy
 from broker.settings import QueueSettings, StoreSettings
@@ -161,14 +160,6 @@ def _value(client: Any, key: str) -> object:
 
 
 @pytest.fixture(scope="session")
-def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Give an empty ledger to copy: migrating takes longer than most tests."""
-    path = tmp_path_factory.mktemp("ledger") / "empty.sqlite3"
-    migrate.upgrade(f"sqlite:///{path}")
-    return path
-
-
-@pytest.fixture(scope="session")
 def spare_apps() -> list[Flask]:
     """Keep apps that were put together for an earlier test: most tests take less time than that."""
     return []
@@ -203,9 +194,9 @@ def make_edge(valkey_url: str, tmp_path: Path, spare_apps: list[Flask]) -> Itera
 
 
 @pytest.fixture
-def sqlite_url(migrated: Path, tmp_path: Path) -> str:
+def sqlite_url(migrated_sqlite: Path, tmp_path: Path) -> str:
     """Give the address of a migrated SQLite ledger."""
-    shutil.copy(migrated, tmp_path / "ledger.sqlite3")
+    shutil.copy(migrated_sqlite, tmp_path / "ledger.sqlite3")
     return f"sqlite:///{tmp_path / 'ledger.sqlite3'}"
 
 
@@ -213,8 +204,7 @@ def sqlite_url(migrated: Path, tmp_path: Path) -> str:
 def edge(request: pytest.FixtureRequest, make_edge: MakeEdge) -> Edge:
     """Give an edge, on SQLite unless the test asks for PostgreSQL too."""
     if getattr(request, "param", "sqlite") == "postgresql":
-        url: str = request.getfixturevalue("postgres_url")
-        migrate.upgrade(url)
+        url: str = request.getfixturevalue("postgres_ledger_url")
     else:
         url = request.getfixturevalue("sqlite_url")
     return make_edge(url)

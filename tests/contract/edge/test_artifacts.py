@@ -168,7 +168,7 @@ FIELDS = part("workerId", b"w1") + part("name", b"a.txt")
 
 
 @pytest.mark.parametrize(
-    ("body", "status"),
+    "body,status",
     [
         (b"\r\n", 400),
         (b"--", 400),
@@ -246,8 +246,7 @@ def download(user: Caller, worker: Caller, held: dict[str, Any]) -> str:
     return f"/jobs/{held['id']}/artifacts/{artifact['id']}/download"
 
 
-@pytest.mark.parametrize(
-    ("asked", "status", "length"),
+@pytest.mark.parametrize("asked,status,length",
     [
         ("bytes=0-9", 206, 10), ("bytes=990-", 206, 10), ("bytes=-10", 206, 10),
         ("bytes=0-0", 206, 1), ("bytes=0-5000", 206, 1000), ("bytes=5-4", 416, None),

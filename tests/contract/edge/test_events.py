@@ -32,7 +32,7 @@ def test_an_entry_is_appended(user: Caller, worker: Caller, held: dict[str, Any]
 def test_a_repeated_batch_adds_nothing(user: Caller, worker: Caller, held: dict[str, Any]) -> None:
     batch = [{"message": str(n), "workerSeq": n} for n in range(100)]
     first = worker.say(held["id"], "events", events=batch)
-    again = worker.say(held["id"], "events", events=batch[50:] + [{"message": "new"}])
+    again = worker.say(held["id"], "events", events=[*batch[50:], {"message": "new"}])
     assert (first.status_code, again.status_code) == (201, 201)
     assert again.json["items"][:50] == first.json["items"][50:]
     messages = [e["message"] for e in user.get(f"/jobs/{held['id']}/events").json["items"]]
