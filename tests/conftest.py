@@ -1,6 +1,7 @@
 """Fixtures that every test folder shares, and the loud list of what was skipped at home."""
 
 import os
+import shutil
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from itertools import count
@@ -10,6 +11,7 @@ import fakeredis
 import pytest
 import redis
 
+from broker.ledger import migrate
 from deploy.demo import install_codex
 from tests.processes import FOREIGN
 from tests.services import AT_HOME, Postgres, Process, Valkey, missing
@@ -88,6 +90,39 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path / 'ledger.db'}"
     url: str = request.getfixturevalue("postgres_url")
+    return url
+
+
+@pytest.fixture(scope="session")
+def migrated_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give a ledger without jobs, to copy: migrating takes longer than most tests."""
+    path = tmp_path_factory.mktemp("ledger") / "migrated.db"
+    migrate.upgrade(f"sqlite:///{path}")
+    return path
+
+
+@pytest.fixture(scope="session")
+def migrated_postgres(postgres_server: Postgres) -> str:
+    """Give the address of a ledger without jobs, to copy."""
+    url = postgres_server.create_database()
+    migrate.upgrade(url)
+    return url
+
+
+@pytest.fixture
+def postgres_ledger_url(postgres_server: Postgres, migrated_postgres: str) -> Iterator[str]:
+    """Give the address of a ledger without jobs on PostgreSQL."""
+    url = postgres_server.create_database(like=migrated_postgres)
+    yield url
+    postgres_server.drop_database(url)
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])
+def ledger_url(request: pytest.FixtureRequest, migrated_sqlite: Path, tmp_path: Path) -> str:
+    """Give the address of a ledger without jobs: SQLite, then PostgreSQL."""
+    if request.param == "sqlite":
+        return f"sqlite:///{shutil.copy(migrated_sqlite, tmp_path / 'ledger.db')}"
+    url: str = request.getfixturevalue("postgres_ledger_url")
     return url
 
 

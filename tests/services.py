@@ -189,11 +189,13 @@ class Postgres(Server):
         """Return the SQLAlchemy address of a database."""
         return f"postgresql+psycopg://drawbridge@127.0.0.1:{self.port}/{database}"
 
-    def create_database(self) -> str:
-        """Create an empty database and return its SQLAlchemy address."""
+    def create_database(self, *, like: str | None = None) -> str:
+        """Create a database, empty or like another that nobody uses; return its address."""
         name = f"test_{os.getpid()}_{next(self._numbers)}"
+        template = like.rpartition("/")[2] if like else "template1"
+        create = sql.SQL("CREATE DATABASE {} TEMPLATE {}")
         with self._connect() as connection:
-            connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+            connection.execute(create.format(sql.Identifier(name), sql.Identifier(template)))
         return self.url(name)
 
     def drop_database(self, url: str) -> None:

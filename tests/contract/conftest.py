@@ -6,7 +6,6 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from broker.clock import to_ms
-from broker.ledger import migrate
 from broker.ledger.engine import Ledger
 from broker.queue import JobQueue
 from broker.reservations.store import Reservations
@@ -30,10 +29,9 @@ class SetClock:
 
 
 @pytest.fixture
-def ledger(database_url: str) -> Iterator[Ledger]:
-    """Give a migrated ledger on each of the databases."""
-    migrate.upgrade(database_url)
-    made = Ledger(database_url, synchronous="NORMAL")
+def ledger(ledger_url: str) -> Iterator[Ledger]:
+    """Give a ledger without jobs on each of the databases."""
+    made = Ledger(ledger_url, synchronous="NORMAL")
     yield made
     made.close()
 
