@@ -74,9 +74,13 @@ class Relay:
     def _relay(self, taken: Sequence[Effect], known: dict[str, tuple[Any, Any]]) -> None:
         batch = _Batch()
         started = time.monotonic()
+        outdated = _outdated(taken)
         for effect in taken:
             if batch.waits(effect) or time.monotonic() - started > LOCK_S / 2:
                 batch.put_back(effect)
+                continue
+            if effect.seq in outdated:
+                batch.told.append(effect)
                 continue
             try:
                 self._settler.settle(effect, *known[effect.job_id])
@@ -132,6 +136,18 @@ class Relay:
             effect.seq, effect.kind, effect.job_id, error,
             extra={"action": "settle", "job_id": effect.job_id},
         )  # fmt: skip
+
+
+def _outdated(taken: Sequence[Effect]) -> set[int]:
+    """Name the states that a later row of the same job, in the same take, would overwrite."""
+    latest: dict[str, int] = {}
+    outdated: set[int] = set()
+    for effect in taken:
+        if effect.kind in {"state", "store"}:
+            if effect.job_id in latest:
+                outdated.add(latest[effect.job_id])
+            latest[effect.job_id] = effect.seq
+    return outdated
 
 
 class _Batch:

@@ -1,0 +1,173 @@
+"""Who is a node, who speaks for it, and what it answers; on real stores."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from broker.bridge.answers import Answers
+from broker.bridge.nodes import OWNER, Fleet
+from broker.bridge.revokes import Revokes
+from broker.catalog import Catalog
+from broker.ledger.engine import Ledger
+from broker.ledger.fleet import backlog
+from broker.policy import Policy
+from broker.queue import JobQueue
+from broker.records import ClaimRequest, Holder, Job, NewJob
+from broker.reservations.store import Reservations
+from tests.contract.conftest import SetClock
+
+
+class Voice:
+    """An announcer that keeps what it was told."""
+
+    def __init__(self) -> None:
+        self.said: list[tuple[str, str]] = []
+        self.fields: dict[str, Any] = {}
+
+    def worker(self, kind: str, node: str, fields: dict[str, Any], *, at: float) -> None:
+        assert at > 0
+        self.said.append((kind.removeprefix("worker-"), node))
+        self.fields = fields
+
+
+@pytest.fixture
+def voice() -> Voice:
+    return Voice()
+
+
+@pytest.fixture
+def make_fleet(
+    ledger: Ledger, reservations: Reservations, voice: Voice, clock: SetClock
+) -> Callable[[str], Fleet]:
+    def make(owner: str = "one") -> Fleet:
+        return Fleet(
+            ledger,
+            reservations,
+            voice,
+            clock=clock,
+            suffix="edge",
+            token=owner,  # type: ignore[arg-type]
+        )
+
+    return make
+
+
+def run_one(queue: JobQueue, worker_id: str = "w1") -> Job:
+    queue.create(NewJob(task_id="3fbb8d6a-51b1-4d5e-9f0f-0a9f6b1d3c11", queue="remote", type="t"))
+    request = ClaimRequest(worker_id=worker_id, policy=Policy(), lease_seconds=60)
+    (job,) = queue.claim(request)
+    return job
+
+
+def test_a_worker_is_a_node_while_it_is_seen(
+    queue: JobQueue, make_fleet: Any, voice: Voice, clock: SetClock
+):
+    fleet = make_fleet()
+    fleet.step()
+    assert voice.said == []
+    queue.seen("w1")
+    fleet.step()
+    fleet.step()
+    assert voice.said == [("online", "w1@edge")]
+    clock.advance(59)
+    queue.seen("w2")
+    fleet.step()
+    assert voice.said[1:] == [("online", "w2@edge")]
+    clock.advance(2)
+    fleet.step()
+    assert voice.said[2:] == [("offline", "w1@edge")]
+    fleet.leave()
+    assert voice.said[3:] == [("offline", "w2@edge")]
+    assert fleet.nodes() == []
+
+
+def test_heartbeats_say_what_a_node_does(
+    queue: JobQueue, make_fleet: Any, voice: Voice, monkeypatch: pytest.MonkeyPatch
+):
+    fleet = make_fleet()
+    queue.hello("w1", {"version": "9.9", "concurrency": 3, "types": ["t", "u"]})
+    job = run_one(queue)
+    fleet.step()
+    monkeypatch.setattr("broker.bridge.nodes.HEARTBEAT_S", 0.0)
+    fleet.step()
+    assert voice.said == [("online", "w1@edge"), ("heartbeat", "w1@edge")]
+    assert (voice.fields["active"], voice.fields["processed"]) == (1, 0)
+    assert voice.fields["sw_ver"] == "9.9"
+    queue.complete(job.id, Holder(worker_id="w1", lease_id=job.lease_id))
+    fleet.step()
+    assert (voice.fields["active"], voice.fields["processed"]) == (0, 1)
+
+
+def test_one_bridge_speaks_for_the_nodes_and_another_takes_over(
+    queue: JobQueue, make_fleet: Any, voice: Voice, reservations: Reservations
+):
+    first, second = make_fleet("one"), make_fleet("two")
+    queue.seen("w1")
+    first.step()
+    second.step()
+    assert (first.owned, second.owned) == (True, False)
+    assert second.names() == []
+    assert voice.said == [("online", "w1@edge")]
+    reservations.client.delete(OWNER)  # as when its lease lapses
+    second.step()
+    first.step()
+    assert (first.owned, second.owned) == (False, True)
+    first.leave()
+    assert voice.said == [("online", "w1@edge"), ("online", "w1@edge")]
+    second.leave()
+    first.step()
+    assert first.owned
+
+
+def test_a_node_answers_like_a_worker(queue: JobQueue, make_fleet: Any):
+    fleet = make_fleet()
+    queue.seen("w1")
+    queue.hello("w1", {"concurrency": 3, "types": ["u", "t"]})
+    job = run_one(queue)
+    fleet.step()
+    (node,) = fleet.nodes()
+    answers = Answers(queues=("remote",), clock=lambda: 7)
+    assert answers.to(node, "ping", {}) == {"ok": "pong"}
+    assert [one["id"] for one in answers.to(node, "active", {"safe": True})] == [job.task_id]
+    assert answers.to(node, "dump_active", {}) == answers.to(node, "active", {})
+    assert answers.to(node, "registered", {}) == ["t", "u"]
+    assert answers.to(node, "stats", {})["pool"]["max-concurrency"] == 3
+    assert [one["name"] for one in answers.to(node, "active_queues", {})] == ["remote"]
+    assert answers.to(node, "query_task", {"ids": [job.task_id, "x"]})[job.task_id][0] == "active"
+    assert answers.to(node, "query_task", {"ids": "x"}) == {}
+    assert answers.to(node, "conf", {"with_defaults": True}) == {
+        "concurrency": 3, "types": ["u", "t"],
+    }  # fmt: skip
+    for method in ("reserved", "scheduled", "revoked"):
+        assert answers.to(node, method, {}) == []
+    assert "error" in answers.to(node, "pool_grow", {"n": 1})
+    assert "ok" in answers.to(node, "enable_events", {})
+    assert answers.to(node, "hello", {"from_node": "x"}) is None
+
+
+def test_a_revoke_waits_for_its_task_and_never_undoes_an_end(queue: JobQueue, ledger: Ledger):
+    revokes, catalog = Revokes(queue), Catalog(ledger)
+    early, late, ended = (f"3fbb8d6a-51b1-4d5e-9f0f-0a9f6b1d3c1{n}" for n in range(3))
+    revokes.apply(
+        queue.ingest([NewJob(task_id=i, queue="remote", type="t") for i in (late, ended)])
+    )
+    queue.cancel(ended)
+    revokes.hear([early, late, ended])
+    assert revokes.step() == 3
+    assert revokes.step() == 0
+    assert catalog.get(late).status == "cancelled"
+    assert catalog.find(early) is None
+    revokes.apply(queue.ingest([NewJob(task_id=early, queue="remote", type="t")]))
+    assert catalog.get(early).status == "cancelled"
+
+
+def test_the_backlog_counts_queued_jobs_of_one_queue_up_to_a_limit(queue: JobQueue, ledger: Ledger):
+    names = ["remote"] * 5 + ["other"]
+    ids = [f"3fbb8d6a-51b1-4d5e-9f0f-0a9f6b1d3c1{n}" for n in range(6)]
+    queue.ingest([NewJob(task_id=i, queue=q, type="t") for i, q in zip(ids, names, strict=True)])
+    queue.cancel(ids[0])
+    with ledger.read() as conn:
+        assert backlog(conn, "remote", limit=100) == 4
+        assert backlog(conn, "remote", limit=3) == 3
+        assert backlog(conn, "nowhere", limit=3) == 0
