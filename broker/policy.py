@@ -19,10 +19,12 @@ DEFAULT_HOST: Final = "github.com"
 CASELESS_HOSTS: Final = frozenset({"github.com"})
 REPOSITORY_MAX: Final = 255
 
-_SEGMENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
-_GLOB_SEGMENT = re.compile(r"[A-Za-z0-9._*-]+")
+# A first dot is fine (``Org/.github``), a first dash would be an option to some program.
+_SEGMENT = re.compile(r"[A-Za-z0-9._][A-Za-z0-9._-]*")
+_GLOB_SEGMENT = re.compile(r"[A-Za-z0-9._*][A-Za-z0-9._*-]*")
 _HOST = re.compile(r"(?=.{1,253}\Z)[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)+")
-_IPV4_LIKE = re.compile(r"[0-9x.]+", re.IGNORECASE)
+# A last label like this makes the whole host an address: 127.1, 0x7f.1, 192.168.0.0xff.
+_NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
 _SCP = re.compile(r"git@([^:/@]+):(?!/)(.+)")
 
 
@@ -50,12 +52,15 @@ def _canonical(text: str, segment: re.Pattern[str]) -> str:
         return _canonical_file(text)
     host, path = _split(text)
     host = host.lower()
-    if not _HOST.fullmatch(host) or _IPV4_LIKE.fullmatch(host):
+    if not _HOST.fullmatch(host) or _NUMBER.fullmatch(host.rpartition(".")[2]):
         raise InvalidRepository
     parts = path.removesuffix("/").removesuffix(".git").split("/")
     if len(parts) < 2 or not all(segment.fullmatch(part) for part in parts):  # noqa: PLR2004
         raise InvalidRepository
     if any(part.strip(".") == "" for part in parts):
+        raise InvalidRepository
+    # x.git.git and x.GIT would become another repository when read once more
+    if parts[-1].lower().endswith(".git"):
         raise InvalidRepository
     path = "/".join(parts)
     return f"{host}/{path.lower() if host in CASELESS_HOSTS else path}"
@@ -95,21 +100,31 @@ class Lane:
 
     def spec(self) -> str:
         """Return the canonical JSON that the key is made of."""
-        return json.dumps(
-            [self.queue, self.type, self.repository, list(self.capabilities)],
-            separators=(",", ":"),
-        )
+        return _spec_and_key(self)[0]
 
     @property
     def key(self) -> str:
         """First 16 hex digits of sha256 over the spec: the lane's name in the reservations."""
-        return hashlib.sha256(self.spec().encode()).hexdigest()[:16]
+        return _spec_and_key(self)[1]
 
     @classmethod
     def from_spec(cls, spec: str) -> Lane:
         """Read back what ``spec`` wrote."""
-        queue, kind, repository, capabilities = json.loads(spec)
-        return cls(queue, kind, repository, tuple(capabilities))
+        return _lane(spec)
+
+
+# As many lanes as kinds of work, and each placement of a job asks for one.
+@lru_cache(maxsize=4096)
+def _spec_and_key(lane: Lane) -> tuple[str, str]:
+    parts = [lane.queue, lane.type, lane.repository, list(lane.capabilities)]
+    spec = json.dumps(parts, separators=(",", ":"))
+    return spec, hashlib.sha256(spec.encode()).hexdigest()[:16]
+
+
+@lru_cache(maxsize=4096)
+def _lane(spec: str) -> Lane:
+    queue, kind, repository, capabilities = json.loads(spec)
+    return Lane(queue, kind, repository, tuple(capabilities))
 
 
 def lane_of(
@@ -191,7 +206,13 @@ class Eligibility:
 
 @lru_cache(maxsize=4096)
 def _glob(pattern: str) -> re.Pattern[str]:
-    return re.compile("[^/]*".join(re.escape(part) for part in pattern.split("*")))
+    first, *rest = (re.escape(part) for part in pattern.split("*"))
+    if not rest:
+        return re.compile(first)
+    # Atomic: the leftmost match of each part leaves the most for the rest. Without it thirty stars
+    # keep a processor busy for ever.
+    middle = "".join(f"(?>[^/]*?{part})" for part in rest[:-1])
+    return re.compile(f"{first}{middle}[^/]*{rest[-1]}")
 
 
 def merge(
