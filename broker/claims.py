@@ -13,16 +13,17 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
+from operator import attrgetter
 from typing import Final, TypeVar
 
 import sqlalchemy as sa
 
 from broker.clock import Clock, from_ms
-from broker.errors import GenerationMoved, InvalidPayload, ReservationsUnavailable
+from broker.errors import GenerationMoved, InvalidPayload, ReservationsUnavailable, Unavailable
 from broker.expiry import Expiry
 from broker.indexing import Indexer, dump
 from broker.ledger import jobs, transitions
@@ -31,7 +32,7 @@ from broker.policy import Eligibility, merge
 from broker.records import ClaimRequest, Job
 from broker.reservations.store import Reservations, Reserved
 from broker.settings import QueueSettings
-from broker.states import Index
+from broker.states import Index, Status
 
 log = logging.getLogger(__name__)
 
@@ -77,8 +78,7 @@ class Claims:
 
     def queues_of(self, eligible: Eligibility) -> list[str]:
         """List the known queues a claim may see."""
-        known = self.index.queues()
-        return [name for name in known if eligible.queues is None or name in eligible.queues]
+        return _seen_by(eligible, self.index.queues())
 
     def claim(self, request: ClaimRequest) -> list[Job]:
         """Give a worker the best jobs it may run now, or none; never waits.
@@ -89,39 +89,56 @@ class Claims:
         """
         eligible = self.eligibility(request)
         digest = _digest(request) if request.claim_key is not None else None
-        if digest is not None and (again := self._replay(request, digest)):
+        again, queues, places = self._look(request, eligible, digest)
+        if again or not places:
             return again
-        queues = self.queues_of(eligible)
         for _ in range(LOSSES_MAX):
-            queue = self._best_queue(queues, eligible)
-            if queue is None:
-                return []
             lease_id = secrets.token_hex(16)
-            reserved = self._reserve(queue, eligible, request, lease_id)
-            if not reserved.ids:
+            for queue in self._by_head(queues, eligible):
+                reserved = self._reserve(queue, eligible, request, lease_id, places)
+                if reserved.ids:
+                    break
+            else:
                 return []
             granted = self._grant(queue, reserved, request, lease_id, digest)
             if granted:
                 return granted
         return []
 
-    def _replay(self, request: ClaimRequest, digest: str) -> list[Job]:
-        with self.ledger.read() as conn:
-            return _replayed(conn, request, digest, self.clock.now())
+    def _look(
+        self, request: ClaimRequest, eligible: Eligibility, digest: str | None
+    ) -> tuple[list[Job], list[str], int]:
+        """Read what the key was answered before, which queues there are, and how many may come.
 
-    def _best_queue(self, queues: Sequence[str], eligible: Eligibility) -> str | None:
-        """Pick the queue whose best job comes first; asks Redis only when there is a choice."""
+        Only the grant counts for certain. But a worker without a free place would take a job out
+        of the index and put it back, over and over, and wake others for it.
+        """
+        with self.ledger.read() as conn:
+            if digest is not None:
+                again = _replayed(conn, request, digest, self.clock.now())
+                if again:
+                    return again, [], 0
+            places = len(self._within_limit(conn, request, range(request.max_jobs)))
+            return [], _seen_by(eligible, jobs.queue_names(conn)), places
+
+    def _by_head(self, queues: Sequence[str], eligible: Eligibility) -> list[str]:
+        """Order queues by their best job; asks Redis only when there is a choice."""
         if len(queues) <= 1:
-            return queues[0] if queues else None
+            return list(queues)
         heads = []
         for queue in queues:
             head = self._indexed(queue, partial(self.reservations.head, queue, eligible.allows))
             if head is not None:
                 heads.append((head, queue))
-        return min(heads)[1] if heads else None
+        return [queue for _, queue in sorted(heads)]
 
     def _reserve(
-        self, queue: str, eligible: Eligibility, request: ClaimRequest, lease_id: str
+        self,
+        queue: str,
+        eligible: Eligibility,
+        request: ClaimRequest,
+        lease_id: str,
+        limit: int,
     ) -> Reserved:
         reserved = self._indexed(
             queue,
@@ -130,11 +147,15 @@ class Claims:
                 eligible.allows,
                 lease_id=lease_id,
                 worker_id=request.worker_id,
-                limit=request.max_jobs,
+                limit=limit,
             ),
         )
         if reserved.overdue and self._may_sweep():
-            self.expiry.end_due(queue, limit=SWEEP)
+            try:
+                self.expiry.end_due(queue, limit=SWEEP)
+            except Unavailable as error:
+                # done for others: what is held already must not lapse for it
+                log.warning("not swept: %s", error, extra={"action": "claim", "queue": queue})
         return reserved
 
     def _may_sweep(self) -> bool:
@@ -166,24 +187,33 @@ class Claims:
         """Let the ledger decide about what was reserved; what it refuses goes where it belongs."""
         now = from_ms(reserved.now_ms)
         hold_s = min(request.lease_seconds, self.settings.hold_s) if request.held else None
+        again: list[Job] = []
+        granted: list[Job] = []
+        refusal = None
         with self.ledger.write() as conn:
             jobs.lock_worker(conn, request.worker_id, now)
-            again = _replayed(conn, request, digest, now) if digest is not None else []
-            ids = () if again else self._within_limit(conn, request, reserved.ids)
-            granted = transitions.grant(
-                conn, ids, request, lease_id=lease_id, hold_s=hold_s, digest=digest, now=now
-            )
-            lost = jobs.by_ids(conn, sorted(set(reserved.ids) - {job.id for job in granted}))
+            try:
+                again = [] if digest is None else _replayed(conn, request, digest, now)
+            except InvalidPayload as error:
+                # a call in parallel used the key for something else; what is held goes back
+                refusal = error
+            if not again and refusal is None:
+                ids = self._within_limit(conn, request, reserved.ids)
+                jobs.lock_in_order(conn, ids)
+                granted = transitions.grant(
+                    conn, ids, request, lease_id=lease_id, hold_s=hold_s, digest=digest, now=now
+                )
+            lost = _refused(conn, set(reserved.ids) - {job.id for job in granted}, now)
         if lost:
             self.index.put(lost, force=True)
+        if refusal is not None:
+            raise refusal
         if granted:
             self._confirm(queue, granted, lease_id, hold_s, request.lease_seconds)
         return again or granted
 
     @staticmethod
-    def _within_limit(
-        conn: sa.Connection, request: ClaimRequest, ids: Sequence[str]
-    ) -> Sequence[str]:
+    def _within_limit(conn: sa.Connection, request: ClaimRequest, ids: Sequence[T]) -> Sequence[T]:
         """Cut to the worker's free places; its row is locked, so nobody else fills them."""
         most = request.policy.max_concurrency
         if most is None:
@@ -219,13 +249,49 @@ def _replayed(conn: sa.Connection, request: ClaimRequest, digest: str, now: date
     Raises:
         InvalidPayload: the key came with another request.
     """
-    known = jobs.claimed_under(conn, request.worker_id, request.claim_key or "", now)
-    if any(other != digest for _, _, other in known):
+    claimed = jobs.claimed_under(conn, request.worker_id, request.claim_key or "", now)
+    if any(one.digest != digest for one in claimed):
         raise InvalidPayload("Idempotency-Key was used for another claim")
-    leases = {job_id: lease_id for job_id, lease_id, _ in known}
-    found = jobs.by_ids(conn, list(leases))
-    # a lease that has ended since is named all the same: its holder learns it at the first call
-    return [job if job.lease_id else replace(job, lease_id=leases[job.id]) for job in found]
+    # the newest of a job that came back under the same key
+    newest = {one.job_id: one for one in sorted(claimed, key=attrgetter("fence"))}
+    found = jobs.by_ids(conn, list(newest))
+    # A lease that has ended since is named all the same: its holder learns it at the first call.
+    # The one that is open now is another's, though it may be of another claim of this worker.
+    return [
+        replace(
+            job, claimed_by=request.worker_id, lease_id=newest[job.id].lease_id,
+            fence=newest[job.id].fence, attempt=newest[job.id].attempt,
+        )
+        for job in _in_order(found)
+    ]  # fmt: skip
+
+
+def _in_order(some: Iterable[Job]) -> list[Job]:
+    """Sort as claims give them: priority, then enqueue order."""
+    return sorted(some, key=lambda job: (-job.priority, job.seq))
+
+
+def _refused(conn: sa.Connection, ids: Iterable[str], now: datetime) -> list[Job]:
+    """Read what the ledger did not grant, ending what expired while it waited.
+
+    Put back as it is, an expired job would be the first to be offered again.
+    """
+    lost = {job.id: job for job in jobs.by_ids(conn, sorted(ids))}
+    expired = [
+        job.id
+        for job in lost.values()
+        if job.status is Status.QUEUED and job.expires_at is not None and job.expires_at <= now
+    ]
+    if expired:
+        table = jobs.jobs
+        due = (table.c.id.in_(expired), table.c.status == Status.QUEUED)
+        for job in jobs.get_many(conn, *due, lock=True):
+            lost[job.id] = transitions.cancel(conn, job, now=now, reason="expired")
+    return list(lost.values())
+
+
+def _seen_by(eligible: Eligibility, queues: Sequence[str]) -> list[str]:
+    return [name for name in queues if eligible.queues is None or name in eligible.queues]
 
 
 def _digest(request: ClaimRequest) -> str:

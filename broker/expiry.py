@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from datetime import datetime, timedelta
 
 import sqlalchemy as sa
@@ -9,7 +10,7 @@ import sqlalchemy as sa
 from broker.clock import Clock, from_ms
 from broker.errors import GenerationMoved
 from broker.indexing import Indexer
-from broker.ledger import jobs, transitions
+from broker.ledger import jobs, scans, transitions
 from broker.ledger.engine import Ledger
 from broker.records import Job
 from broker.reservations.store import Due, Reservations
@@ -41,21 +42,24 @@ class Expiry:
 
         Returns how many jobs changed. A pass that died midway is resumed after 10 s.
         """
-        changed = 0
-        for name in self._index.queues():
-            try:
-                changed += self.end_due(name, limit=limit)
-            except GenerationMoved:
-                # a lost index knows no deadlines: leases start anew with the rebuild
-                self._index.ensure(name)
         now = self._clock.now()
-        return changed + self._end_expired(now, limit) + self._end_ignored(now, limit)
+        # first what needs no reservations
+        changed = self._end_expired(now, limit) + self._end_ignored(now, limit)
+        for name in self._index.queues():
+            # a lost index knows no deadlines, a restored one old ones: leases start anew
+            if self._reservations.mark(name) is None:
+                self._index.rebuild(name)
+                continue
+            with suppress(GenerationMoved):
+                changed += self.end_due(name, limit=limit)
+        return changed
 
     def end_due(self, queue: str, *, limit: int) -> int:
         """Ask the ledger about each overdue entry of a queue, then index whatever it says."""
         now_ms, due = self._reservations.due(queue, limit=limit)
         now = from_ms(now_ms)
         told: list[Job] = []
+        untaken: set[str] = set()
         unknown: list[str] = []
         changed = 0
         for entry in due:
@@ -67,37 +71,44 @@ class Expiry:
                 continue
             changed += ended is not None
             told.append(ended or job)
-        self._index.put(told, force=True)
+            if ended is None and _is_untaken(job, entry):
+                untaken.add(job.id)
+        self._index.put(told, force=True, untaken=untaken)
         if unknown:
             self._reservations.forget(queue, unknown)
         return changed
 
     def _end_expired(self, now: datetime, limit: int) -> int:
         """Cancel queued jobs whose Celery ``expires`` has passed."""
-        table = jobs.jobs
-        due = (table.c.status == Status.QUEUED, table.c.expires_at <= now)
         with self._ledger.read() as conn:
-            if not jobs.get_many(conn, *due, limit=1):
+            if not scans.expired(conn, now=now, limit=1):
                 return 0
         with self._ledger.write() as conn:
-            found = jobs.get_many(conn, *due, limit=limit, lock=True)
+            found = scans.expired(conn, now=now, limit=limit, lock=True)
             ended = [transitions.cancel(conn, job, now=now, reason="expired") for job in found]
         self._index.put(ended)
         return len(ended)
 
     def _end_ignored(self, now: datetime, limit: int) -> int:
         """End leases whose holder never acknowledged a cancel request (decision 9)."""
-        table = jobs.jobs
         asked = now - timedelta(seconds=self._settings.cancel_grace_s)
-        due = (table.c.status == Status.RUNNING, table.c.cancel_requested_at <= asked)
         with self._ledger.read() as conn:
-            if not jobs.get_many(conn, *due, limit=1):
+            if not scans.ignored(conn, asked=asked, limit=1):
                 return 0
         with self._ledger.write() as conn:
-            found = jobs.get_many(conn, *due, limit=limit, lock=True)
+            found = scans.ignored(conn, asked=asked, limit=limit, lock=True)
             ended = [transitions.cancel(conn, job, now=now) for job in found]
         self._index.put(ended)
         return len(ended)
+
+
+def _is_untaken(job: Job, entry: Due) -> bool:
+    """Tell whether a grant whose confirmation was lost still waits to be taken up."""
+    return (
+        entry.index is Index.GRANTING
+        and job.lease_id == entry.lease_id
+        and job.held_until is not None
+    )
 
 
 def _end(conn: sa.Connection, job: Job, entry: Due, now: datetime) -> Job | None:

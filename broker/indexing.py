@@ -8,17 +8,15 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from datetime import datetime, timedelta
 from typing import Any, Final
 from uuid import uuid4
 
-import sqlalchemy as sa
-
-from broker.clock import Clock, to_ms
-from broker.errors import GenerationMoved, ReservationsUnavailable
-from broker.ledger import jobs
+from broker.clock import Clock, from_ms, to_ms
+from broker.errors import GenerationMoved, ReservationsUnavailable, Unavailable
+from broker.ledger import jobs, scans
 from broker.ledger.engine import Ledger
 from broker.policy import Lane
 from broker.records import Job
@@ -26,6 +24,9 @@ from broker.reservations.store import Placement, Reservations
 from broker.states import LIVE, TERMINAL, Index, Status
 
 log = logging.getLogger(__name__)
+
+#: what the index is told of: running jobs as a whole, others may come in brief
+Indexed = Job | scans.Brief
 
 #: rows read at once
 PAGE: Final = 1000
@@ -73,26 +74,31 @@ def with_flag(job: Job, flag: str) -> Job:
     return replace(job, cancel_requested_at=datetime.fromisoformat(moment), cancel_reason=reason)
 
 
-def placement(job: Job, now: datetime) -> Placement:
+def placement(job: Indexed, now: datetime, *, untaken: bool = False) -> Placement:
     """Say where a live job belongs.
 
     A running one gets its lease anew from now: its renewals were in the index that lost it, and an
-    early end would cost an attempt where a late one costs a minute.
+    early end would cost an attempt where a late one costs a minute. Only of an ``untaken`` one is
+    it known that there were none.
     """
     lane = Lane.from_spec(job.lane_spec)
     common: dict[str, Any] = {
         "id": job.id, "version": job.version, "lane": lane, "member": job.member,
         "priority": job.priority,
     }  # fmt: skip
-    if job.status is Status.RUNNING:
+    if isinstance(job, Job) and job.status is Status.RUNNING:
         lease_ms = (job.lease_seconds or 0) * 1000
+        index, at_ms = Index.RESERVED, to_ms(now) + lease_ms
+        if untaken and job.held_until is not None:
+            index, at_ms = Index.GRANTING, to_ms(job.held_until) + 1
         return Placement(
-            index=Index.RESERVED, at_ms=to_ms(now) + lease_ms, lease_id=job.lease_id or "",
+            index=index, at_ms=at_ms, lease_id=job.lease_id or "",
             worker_id=job.claimed_by or "", lease_ms=lease_ms, cancel=cancel_flag(job),
             json=dump(job), **common,
         )  # fmt: skip
     if job.next_attempt_at is not None and job.next_attempt_at > now:
-        return Placement(index=Index.SCHEDULED, at_ms=to_ms(job.next_attempt_at), **common)
+        # the ledger knows microseconds: offered a moment too early, it would refuse
+        return Placement(index=Index.SCHEDULED, at_ms=to_ms(job.next_attempt_at) + 1, **common)
     return Placement(index=Index.READY, at_ms=0, **common)
 
 
@@ -104,21 +110,34 @@ class Indexer:
         self._ledger = ledger
         self._reservations = reservations
         self._clock = clock
-        self._since: datetime | None = None
         self._cursor = 0
 
-    def put(self, changed: Iterable[Job], *, force: bool = False) -> None:
-        """Place jobs as the ledger has them; drops those that have ended. Best effort."""
+    def put(
+        self, changed: Iterable[Job], *, force: bool = False, untaken: Collection[str] = ()
+    ) -> None:
+        """Place jobs as the ledger has them; drops those that have ended. Best effort.
+
+        ``untaken`` names grants that go on waiting to be taken up.
+        """
         for queue, some in _by_queue(changed).items():
             try:
-                self._put(queue, some, force=force)
+                self._put(queue, some, force=force, untaken=untaken)
             except ReservationsUnavailable as error:
                 # reconcile finds what the ledger changed while the reservations were away
                 log.warning("not indexed: %s", error, extra={"action": "index", "queue": queue})
 
-    def _put(self, queue: str, some: Sequence[Job], *, force: bool) -> int:
+    def _put(
+        self,
+        queue: str,
+        some: Sequence[Indexed],
+        *,
+        force: bool = False,
+        untaken: Collection[str] = (),
+    ) -> int:
         now = self._clock.now()
-        live = [placement(job, now) for job in some if job.status in LIVE]
+        live = [
+            placement(job, now, untaken=job.id in untaken) for job in some if job.status in LIVE
+        ]
         ended = [(job.id, job.version) for job in some if job.status in TERMINAL]
         changed = self._reservations.admit(queue, live, force=force) if live else 0
         return changed + (self._reservations.drop(queue, ended) if ended else 0)
@@ -138,42 +157,45 @@ class Indexer:
         """Build a new generation of a queue from the ledger and make it the one that counts.
 
         Nobody reads it before it is whole. Running jobs come back with their lease. False when
-        another process is at it; a crash midway leaves nothing that is read.
+        another process is at it; a crash midway leaves nothing that is read. What changes
+        meanwhile, the next reconcile puts right: the mark says since when to look.
         """
         token = uuid4().hex
         if not self._reservations.start_building(queue, token):
             return False
-        with self._ledger.write() as conn:
-            generation = jobs.bump_generation(conn, queue)
-        lanes: Counter[str] = Counter()
-        last, total = 0, 0
-        while page := self._live_page(queue, last):
-            now = self._clock.now()
-            placements = [placement(job, now) for job in page]
-            self._reservations.build(queue, generation, token, placements)
-            lanes.update(p.lane.key for p in placements if p.index is Index.READY)
-            last, total = page[-1].seq, total + len(page)
         try:
-            self._reservations.publish(queue, generation, token, lanes)
+            generation, total = self._build(queue, token)
         except GenerationMoved:
             log.warning("rebuild lost", extra={"action": "rebuild", "queue": queue})
             return False
+        except Unavailable:
+            self._reservations.stop_building(queue, token)
+            raise
         log.info(
             "rebuilt generation %s with %s jobs", generation, total,
             extra={"action": "rebuild", "queue": queue},
         )  # fmt: skip
         return True
 
-    def _live_page(self, queue: str, after: int) -> list[Job]:
-        table = jobs.jobs
-        with self._ledger.read() as conn:
-            return jobs.get_many(
-                conn,
-                table.c.queue == queue,
-                table.c.status.in_(tuple(LIVE)),
-                table.c.seq > after,
-                limit=PAGE,
-            )
+    def _build(self, queue: str, token: str) -> tuple[int, int]:
+        """Fill the next generation and publish it; returns its number and how many jobs it has."""
+        started = self._clock.now()
+        with self._ledger.write() as conn:
+            generation = jobs.bump_generation(conn, queue)
+        lanes: Counter[str] = Counter()
+        last, total = 0, 0
+        while True:
+            with self._ledger.read() as conn:
+                page = scans.live_page(conn, queue=queue, after=last, limit=PAGE)
+            if page.last is None:
+                break
+            now = self._clock.now()
+            placements = [placement(job, now) for job in page.jobs if job.status in LIVE]
+            self._reservations.build(queue, generation, token, placements)
+            lanes.update(p.lane.key for p in placements if p.index is Index.READY)
+            last, total = page.last.seq, total + len(placements)
+        self._reservations.publish(queue, generation, token, lanes, mark_ms=to_ms(started))
+        return generation, total
 
     def reconcile(self) -> dict[str, int]:
         """Compare, bounded: rebuild lost queues, place what changed lately, and a page of all.
@@ -182,46 +204,54 @@ class Indexer:
         """
         started = self._clock.now()
         rebuilt = 0
+        marks: dict[str, int] = {}
         for queue in self.queues():
-            if self._reservations.generation(queue) is None:
+            mark = self._reservations.mark(queue)
+            if mark is None:
                 rebuilt += self.rebuild(queue)
-        repaired = 0
-        for page in self._recent(started):
-            for queue, some in _by_queue(page).items():
-                repaired += self._put(queue, some, force=False)
-        repaired += self._walk()
-        self._since = started
+                mark = self._reservations.mark(queue)
+            if mark is not None:
+                marks[queue] = mark
+        repaired = self._repair(self._changed(marks, started), marks)
+        repaired += self._repair(self._walked(), marks)
+        for queue in marks:
+            self._reservations.set_mark(queue, to_ms(started))
         return {"rebuilt": rebuilt, "repaired": repaired}
 
-    def _recent(self, now: datetime) -> Iterable[list[Job]]:
-        """Page through what the ledger changed since the last good run."""
-        table = jobs.jobs
-        since = (self._since or now) - OVERLAP
-        seq = 0
+    def _repair(self, pages: Iterable[Sequence[Indexed]], queues: Collection[str]) -> int:
+        """Place jobs of the queues that have an index; returns how many were not where they are."""
+        return sum(
+            self._put(queue, some)
+            for page in pages
+            for queue, some in _by_queue(page).items()
+            if queue in queues
+        )
+
+    def _changed(self, marks: Mapping[str, int], now: datetime) -> Iterable[Sequence[Indexed]]:
+        """Page through what the ledger changed since the oldest mark."""
+        if not marks:
+            return
+        since = min(from_ms(min(marks.values())), now) - OVERLAP
+        after = (since, 0)
         while True:
             with self._ledger.read() as conn:
-                page = jobs.get_many(
-                    conn, table.c.updated_at >= since, table.c.seq > seq, limit=PAGE
-                )
-            if not page:
+                page = scans.changed_page(conn, after=after, limit=PAGE)
+            if page.last is None:
                 return
-            yield page
-            seq = page[-1].seq
+            yield page.jobs
+            after = (page.last.updated_at, page.last.seq)
 
-    def _walk(self) -> int:
+    def _walked(self) -> Iterable[Sequence[Indexed]]:
         """Look at the next page of all live jobs, starting over at the end."""
-        table = jobs.jobs
         with self._ledger.read() as conn:
-            where: list[sa.ColumnElement[bool]] = [
-                table.c.status.in_(tuple(LIVE)), table.c.seq > self._cursor,
-            ]  # fmt: skip
-            page = jobs.get_many(conn, *where, limit=PAGE)
-        self._cursor = page[-1].seq if len(page) == PAGE else 0
-        return sum(self._put(q, some, force=False) for q, some in _by_queue(page).items())
+            page = scans.live_page(conn, after=self._cursor, limit=PAGE)
+        full = page.last is not None and len(page.jobs) == PAGE
+        self._cursor = page.last.seq if full and page.last else 0
+        yield page.jobs
 
 
-def _by_queue(some: Iterable[Job]) -> dict[str, list[Job]]:
-    found: dict[str, list[Job]] = defaultdict(list)
+def _by_queue(some: Iterable[Indexed]) -> dict[str, list[Indexed]]:
+    found: dict[str, list[Indexed]] = defaultdict(list)
     for job in some:
         found[job.queue].append(job)
     return found

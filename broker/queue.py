@@ -86,6 +86,7 @@ class JobQueue:
             settings=settings,
         )  # fmt: skip
         self._queue_names: LRUCache[str, str] = LRUCache(REMEMBERED)
+        self._queues_met: set[str] = set()
         self._lock = threading.Lock()
 
     # -- producers and operators -------------------------------------------------------------
@@ -131,7 +132,7 @@ class JobQueue:
         """Give a worker the best jobs it may run now, or none; see ``Claims.claim``."""
         granted = self._claims.claim(request)
         for job in granted:
-            self._remember(job)
+            self._remember(job.id, job.queue)
         return granted
 
     def eligibility(self, request: ClaimRequest) -> Eligibility:
@@ -186,7 +187,7 @@ class JobQueue:
         with self.ledger.write() as conn:
             job, _ = transitions.held(conn, job_id, holder)
             jobs.renew(conn, job, until=until, lease_seconds=lease_seconds)
-        self._remember(job)
+        self._remember(job.id, job.queue)
         job = replace(job, lease_expires_at=until, held_until=None, lease_seconds=lease_seconds)
         self.index.put([job], force=True)
         return Heartbeat(job=job, expires_in_s=float(lease_seconds))
@@ -328,21 +329,24 @@ class JobQueue:
                 log.warning("not indexed: %s", error, extra={"action": "index", "queue": queue})
         self.index.put(placed)
 
-    def _remember(self, job: Job) -> None:
+    def _remember(self, job_id: str, queue: str) -> None:
         with self._lock:
-            self._queue_names[job.id] = job.queue
+            self._queue_names[job_id] = queue
+            self._queues_met.add(queue)
 
     def _renew(self, job_id: str, holder: Holder, lease_ms: int) -> Renewed | None:
-        """Renew a lease in Redis; a job new to this process is looked for in every queue."""
+        """Renew a lease in Redis; a job new to this process is looked for in the queues it met."""
         with self._lock:
             known = self._queue_names.get(job_id)
-            queues = [known] if known else sorted(set(self._queue_names.values()))
+            queues = [known] if known else sorted(self._queues_met)
         for queue in queues:
             renewed = self.reservations.renew(
                 queue, job_id, lease_id=holder.lease_id, worker_id=holder.worker_id,
                 lease_ms=lease_ms,
             )  # fmt: skip
             if renewed is not None:
+                if known is None:
+                    self._remember(job_id, queue)
                 return renewed
         return None
 

@@ -46,7 +46,7 @@ def append(conn: sa.Connection, job: Job, new: Sequence[NewEvent], now: datetime
     """Append a holder's entries to a job whose row the caller holds locked.
 
     Those whose ``worker_seq`` this lease has sent before add nothing; the answer names all of
-    them, old and new, as they stand in the log.
+    them, old and new, as they stand in the log. Whoever appends has taken its grant up.
     """
     sent = [event.worker_seq for event in new if event.worker_seq is not None]
     known: dict[int | None, Event] = {}
@@ -63,7 +63,7 @@ def append(conn: sa.Connection, job: Job, new: Sequence[NewEvent], now: datetime
         conn.execute(
             jobs.update()
             .where(jobs.c.id == job.id)
-            .values(event_seq=jobs.c.event_seq + len(fresh))
+            .values(event_seq=jobs.c.event_seq + len(fresh), held_until=None)
             .returning(jobs.c.event_seq)
         ).scalar_one()
     )

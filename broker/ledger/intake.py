@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
+from operator import itemgetter
 from typing import Any, Final, NamedTuple
 from uuid import NAMESPACE_URL, UUID, uuid5
 
@@ -25,11 +27,15 @@ TASK_ID_MAX: Final = 255
 
 
 def job_id_of(task_id: str) -> str:
-    """Return the job id of a Celery task: the same when that is a UUID, else one made from it."""
-    try:
-        return str(UUID(task_id))
-    except ValueError:
-        return str(uuid5(TASK_NAMESPACE, task_id))
+    """Return the job id of a Celery task: the same when that is a UUID, else one made from it.
+
+    A UUID in any other spelling (upper case, braces, no dashes) is another task to Celery, so it
+    is another job to us.
+    """
+    with suppress(ValueError):
+        if str(UUID(task_id)) == task_id:
+            return task_id
+    return str(uuid5(TASK_NAMESPACE, task_id))
 
 
 def create(conn: sa.Connection, new: NewJob, now: datetime) -> Job:
@@ -62,29 +68,32 @@ def ingest(
     """Insert what a bridge took from Celery; every item ends as a row, a duplicate or a conflict.
 
     A task id seen before with the same retries and nesting is a duplicate. With others it is a
-    conflict, told in the job's log (decision 13).
+    conflict, told in the job's log (decision 13); so is one whose id hides behind another's.
     """
     seq, created_at = jobs.number(conn, len(items), now)
-    known = {
-        task_id: (row.id, row.request_digest)
-        for task_id, row in jobs.identities(conn, [item.task_id for item in items]).items()
-    }
+    ids = [job_id_of(item.task_id) for item in items]
+    before = jobs.identities(conn, ids)
+    known = dict(before)
     fresh: list[_Fresh] = []
+    conflicts: list[tuple[str, NewJob | Rejection]] = []
     told: list[tuple[str, str]] = []
-    for at, item in enumerate(items):
-        identity = digest(item)
-        if item.task_id in known:
-            same = known[item.task_id][1] == identity
+    for at, (job_id, item) in enumerate(zip(ids, items, strict=True)):
+        identity = (item.task_id, digest(item))
+        if job_id in known:
+            same = known[job_id] == identity
             told.append((item.task_id, "duplicate" if same else "conflict"))
-            if not same:
-                _tell_conflict(conn, known[item.task_id][0], fresh, item, now)
+            if not same and job_id in before:
+                conflicts.append((job_id, item))
             continue
         new, lane, reason = _accept(item)
-        known[item.task_id] = (job_id_of(item.task_id), identity)
+        known[job_id] = identity
         moment = created_at + jobs.TICK * at
-        fresh.append(_Fresh(new, lane, seq + at, moment, reason, identity))
+        fresh.append(_Fresh(new, lane, seq + at, moment, reason, identity[1]))
         told.append((item.task_id, "new" if reason is None else "rejected"))
     made = {job.task_id: job for job in _insert(conn, fresh)}
+    # in order of ids, as a grant of several locks them
+    for job_id, item in sorted(conflicts, key=itemgetter(0)):
+        _tell_conflict(conn, job_id, item, now)
     return [
         Ingested(task_id, outcome, made[task_id] if outcome in {"new", "rejected"} else None)
         for task_id, outcome in told
@@ -187,16 +196,9 @@ def _job(row: Mapping[str, Any]) -> Job:
 
 
 def _tell_conflict(
-    conn: sa.Connection,
-    job_id: str,
-    fresh: Sequence[_Fresh],
-    item: NewJob | Rejection,
-    now: datetime,
+    conn: sa.Connection, job_id: str, item: NewJob | Rejection, now: datetime
 ) -> None:
     """Say in the job's log that another message came under its task id."""
-    if any(job_id_of(one.new.task_id) == job_id for one in fresh):
-        # both came in one batch: the first is not inserted yet, and its own row says enough
-        return
     for job, seq, _ in jobs.transition(conn, jobs.jobs.c.id == job_id, now=now):
         payload = {"retries": getattr(item, "retries", None), "type": item.type}
         events.insert(conn, [events.row(job, seq, "ingest_conflict", payload, now, level="warn")])

@@ -98,9 +98,22 @@ def get_many(
     limit: int | None = None,
     lock: bool = False,
 ) -> list[Job]:
-    """Read jobs in enqueue order."""
+    """Read jobs in enqueue order; with ``lock`` those that nobody else is about to change."""
     query = sa.select(*_COLUMNS).where(*where).order_by(jobs.c.seq).limit(limit)
-    return [to_job(row) for row in conn.execute(query.with_for_update() if lock else query)]
+    if lock:
+        # whoever never waits for a row can be part of no deadlock
+        query = query.with_for_update(skip_locked=True)
+    return [to_job(row) for row in conn.execute(query)]
+
+
+def lock_in_order(conn: sa.Connection, ids: Sequence[str]) -> None:
+    """Hold the rows of some jobs, so that two transactions that share some meet no deadlock.
+
+    An UPDATE of many locks them in whatever order its plan has.
+    """
+    if len(ids) > 1:
+        query = sa.select(jobs.c.id).where(jobs.c.id.in_(ids)).order_by(jobs.c.id)
+        conn.execute(query.with_for_update())
 
 
 def by_ids(conn: sa.Connection, ids: Sequence[str]) -> list[Job]:
@@ -111,15 +124,13 @@ def by_ids(conn: sa.Connection, ids: Sequence[str]) -> list[Job]:
     return found
 
 
-def identities(conn: sa.Connection, task_ids: Sequence[str]) -> dict[str, sa.Row[Any]]:
-    """Read (id, task_id, retries, nesting, request_digest) of those tasks that are known."""
-    columns = (
-        jobs.c.id, jobs.c.task_id, jobs.c.retries, jobs.c.nesting, jobs.c.request_digest,
-    )  # fmt: skip
-    found: dict[str, sa.Row[Any]] = {}
-    for at in range(0, len(task_ids), CHUNK):
-        query = sa.select(*columns).where(jobs.c.task_id.in_(task_ids[at : at + CHUNK]))
-        found |= {row.task_id: row for row in conn.execute(query)}
+def identities(conn: sa.Connection, ids: Sequence[str]) -> dict[str, tuple[str, str | None]]:
+    """Read (task id, request digest), by id, of those jobs that are known."""
+    columns = (jobs.c.id, jobs.c.task_id, jobs.c.request_digest)
+    found: dict[str, tuple[str, str | None]] = {}
+    for at in range(0, len(ids), CHUNK):
+        query = sa.select(*columns).where(jobs.c.id.in_(ids[at : at + CHUNK]))
+        found |= {row.id: (row.task_id, row.request_digest) for row in conn.execute(query)}
     return found
 
 
@@ -258,19 +269,30 @@ def running_of(conn: sa.Connection, worker_id: str) -> int:
     return int(conn.execute(query).scalar_one())
 
 
+class Claimed(NamedTuple):
+    """One lease that a claim key was answered with."""
+
+    job_id: str
+    lease_id: str
+    fence: int
+    attempt: int
+    #: of the request that came with the key
+    digest: str | None
+
+
 def claimed_under(
     conn: sa.Connection, worker_id: str, claim_key: str, now: datetime
-) -> list[tuple[str, str, str | None]]:
-    """Name (job id, lease id, request digest) of what a claim key was answered within its lease."""
+) -> list[Claimed]:
+    """Name what a claim key was answered within its lease."""
     columns = (
-        attempts.c.job_id, attempts.c.lease_id, attempts.c.claim_digest, attempts.c.started_at,
-        attempts.c.lease_seconds,
+        attempts.c.job_id, attempts.c.lease_id, attempts.c.fence, attempts.c.attempt,
+        attempts.c.claim_digest, attempts.c.started_at, attempts.c.lease_seconds,
     )  # fmt: skip
     query = sa.select(*columns).where(
         attempts.c.worker_id == worker_id, attempts.c.claim_key == claim_key
     )
     return [
-        (row.job_id, row.lease_id, row.claim_digest)
+        Claimed(row.job_id, row.lease_id, row.fence, row.attempt, row.claim_digest)
         for row in conn.execute(query)
         if row.started_at + timedelta(seconds=row.lease_seconds) > now
     ]

@@ -12,6 +12,7 @@ All keys of a queue share the hash tag ``{db:<queue>}``; under ``g<n>:`` lies on
 ``scheduled``     zset    job id by the moment it becomes ready, epoch ms
 ``granting``      zset    job id by the moment an untaken grant lapses
 ``reserved``      zset    job id by the moment its lease ends
+``mark``          string  up to when the ledger's changes are in, epoch ms ``:`` run of the server
 ``job:<id>``      hash    ver lane member rank, and of a held job lease worker lease_ms json cancel
 ================  ======  =====================================================================
 
@@ -70,6 +71,16 @@ class QueueKeys:
     def prefix(self) -> str:
         """What all keys of the generation begin with."""
         return f"{self.tag}g{self.generation}:"
+
+    @property
+    def mark(self) -> str:
+        """The key that says up to when the generation is complete."""
+        return f"{self.prefix}mark"
+
+    def generation_of(self, key: str) -> int:
+        """Read the generation out of one of its keys; 0 when the key is of none."""
+        number, _, rest = key.removeprefix(f"{self.tag}g").partition(":")
+        return int(number) if rest and number.isdecimal() else 0
 
     @property
     def script_keys(self) -> list[str]:

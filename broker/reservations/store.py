@@ -28,8 +28,8 @@ EXPIRING_AGAIN_MS: Final = 10_000
 BREAK_S: Final = 1.0
 #: jobs per script call; Lua's stack ends near 8,000 values
 BATCH: Final = 200
-#: how long a builder may be silent before another takes over
-BUILDING_MS: Final = 30_000
+#: how long a builder may be silent before another takes over; claims wait for it
+BUILDING_MS: Final = 10_000
 
 T = TypeVar("T")
 
@@ -145,6 +145,9 @@ class Reservations:
             if isinstance(error, redis.TimeoutError):
                 self._down_until = time.monotonic() + BREAK_S
             raise ReservationsUnavailable from error
+        except redis.ResponseError as error:
+            # full memory, a replica, a server that cannot write its own file
+            raise ReservationsUnavailable(f"Redis refused: {error}") from error
 
     # -- generations and lanes ---------------------------------------------------------------
 
@@ -270,9 +273,11 @@ class Reservations:
 
     def head(self, queue: str, allows: Callable[[Lane], bool]) -> tuple[int, str] | None:
         """Name (rank, member) of the best ready job a worker may see; heads.lua."""
+        channel = QueueKeys(queue).channel
 
         def args(known: _Known) -> list[Any]:
-            return [known.lanes_ver, *(lane.key for lane in self._matching(known, allows))]
+            lanes = [lane.key for lane in self._matching(known, allows)]
+            return [known.lanes_ver, channel, queue, *lanes]
 
         best = self._with_lanes("heads", queue, args)
         return None if best is None else (int(best[0]), best[1])
@@ -350,10 +355,24 @@ class Reservations:
                 self._scripts.call("admit", [keys.building, *keys.script_keys[1:]], head + args)
                 self.client.pexpire(keys.building, BUILDING_MS)
 
-    def publish(self, queue: str, generation: int, token: str, lanes: Mapping[str, int]) -> None:
-        """Make a built generation the one that counts, and wake claims for its lanes."""
+    def stop_building(self, queue: str, token: str) -> None:
+        """Give the duty to rebuild back, unless it was lost by time to another."""
+        key = QueueKeys(queue).building
+        with self._guard():
+            # between the two calls it may run out; then the next one starts once more
+            if self.client.get(key) == token:
+                self.client.delete(key)
+
+    def publish(
+        self, queue: str, generation: int, token: str, lanes: Mapping[str, int], *, mark_ms: int = 0
+    ) -> None:
+        """Make a built generation the one that counts, and wake claims for its lanes.
+
+        ``mark_ms`` is up to when the ledger's changes are in it.
+        """
         keys = QueueKeys(queue, generation)
-        args = [token, keys.prefix, "", keys.pointer, generation]
+        mark = f"{mark_ms}:{self._run_id()}"
+        args = [token, keys.prefix, "", keys.pointer, generation, mark]
         with self._guard():
             self._scripts.call("publish", [keys.building, *keys.script_keys[1:]], args)
             for lane, n in lanes.items():
@@ -361,15 +380,49 @@ class Reservations:
                 self.client.publish(keys.channel, wake)
 
     def sweep_generations(self, queue: str, current: int) -> int:
-        """Remove the keys of every generation but the current one; returns how many."""
+        """Remove the keys of every generation before the current one; returns how many.
+
+        A later one may be in the making.
+        """
         keys = QueueKeys(queue, current)
         removed = 0
         with self._guard():
             # the tag holds no glob characters: QUEUE_NAME forbids them
             for key in self.client.scan_iter(match=f"{keys.tag}g*:*", count=1000):
-                if not key.startswith(keys.prefix):
+                if keys.generation_of(key) < current:
                     removed += int(self.client.unlink(key))
         return removed
+
+    def mark(self, queue: str) -> int | None:
+        """Read up to when the ledger's changes are in the index, epoch ms; None when it is lost.
+
+        One that another server wrote counts as lost: restored from a file or taken over by a
+        replica it may lack what came last, renewals of leases above all.
+        """
+        generation = self.generation(queue)
+        if generation is None:
+            return None
+        with self._guard():
+            value: Any = self.client.get(QueueKeys(queue, generation).mark)
+        moment, _, server = (value or "").partition(":")
+        here = self._run_id() if server else ""
+        return int(moment) if moment and here in {server, ""} else None
+
+    def set_mark(self, queue: str, mark_ms: int) -> None:
+        """Say that the ledger's changes are in the index up to a moment."""
+        generation = self.generation(queue)
+        if generation is not None:
+            with self._guard():
+                self.client.set(QueueKeys(queue, generation).mark, f"{mark_ms}:{self._run_id()}")
+
+    def _run_id(self) -> str:
+        """Name the server's run; empty where one may not ask, as an edge."""
+        with self._guard():
+            try:
+                info: Any = self.client.info("server")
+            except redis.ResponseError:
+                return ""
+        return str(info.get("run_id", ""))
 
     # -- what belongs to no queue ------------------------------------------------------------
 

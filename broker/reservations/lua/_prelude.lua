@@ -22,6 +22,7 @@ end
 
 local function job_key(id) return prefix .. 'job:' .. id end
 local function lane_key(lane) return prefix .. 'lane:' .. lane end
+local index_key = {scheduled = KEYS[2], granting = KEYS[3], reserved = KEYS[4]}
 
 -- take a job out of whichever index it lies in
 local function unindex(id, lane, member)

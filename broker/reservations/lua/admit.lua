@@ -3,8 +3,8 @@
 -- KEYS as in the prelude
 -- ARGV 4 channel, 5 queue   for wake-ups
 --      6 force              "1": the ledger was read after this index was found wrong
---      7.. ten a job: id, index (ready|scheduled|reserved), at_ms, ver, lane, spec, member, rank,
---          lease_id, "worker\nlease_ms\ncancel\njson" parts as four more
+--      7.. thirteen a job: id, index (ready|scheduled|granting|reserved), at_ms, ver, lane, spec,
+--          member, rank, and of a held one lease_id, worker, lease_ms, cancel, json
 -- Returns how many jobs changed place.
 -- Raises  GEN.
 -- Again   nothing changes: a job of this version that lies in an index stays where it is, and one
@@ -22,7 +22,8 @@ for at = 7, #ARGV, width do
   local held = redis.call('ZSCORE', KEYS[3], id) or redis.call('ZSCORE', KEYS[4], id)
   local placed = held or redis.call('ZSCORE', KEYS[2], id)
       or (old[2] and redis.call('ZSCORE', lane_key(old[2]), old[3]))
-  local same_lease = index == 'reserved' and held and old[4] == lease
+  local holds = index == 'reserved' or index == 'granting'
+  local same_lease = holds and held and old[4] == lease
   if known <= ver and not (known == ver and placed and ARGV[6] ~= '1') then
     if not same_lease or ARGV[6] == '1' then
       unindex(id, old[2], old[3])
@@ -30,13 +31,13 @@ for at = 7, #ARGV, width do
         redis.call('ZADD', lane_key(lane), rank, member)
         woken[lane] = (woken[lane] or 0) + 1
       else
-        redis.call('ZADD', index == 'scheduled' and KEYS[2] or KEYS[4], due, id)
+        redis.call('ZADD', index_key[index], due, id)
       end
       changed = changed + 1
     end
     redis.call('HSET', key, 'ver', ver, 'lane', lane, 'member', member, 'rank', rank)
     redis.call('HDEL', key, 'lease', 'worker', 'lease_ms', 'cancel', 'expiring', 'json')
-    if index == 'reserved' then
+    if holds then
       redis.call('HSET', key, 'lease', lease, 'worker', worker, 'lease_ms', lease_ms,
         'cancel', cancel, 'json', json)
     end

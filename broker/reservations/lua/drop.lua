@@ -10,12 +10,10 @@ local dropped = 0
 for at = 4, #ARGV, 2 do
   local id = ARGV[at]
   local old = redis.call('HMGET', job_key(id), 'ver', 'lane', 'member')
-  if old[1] and tonumber(old[1]) <= tonumber(ARGV[at + 1]) then
+  if tonumber(old[1] or '-1') <= tonumber(ARGV[at + 1]) then
     unindex(id, old[2], old[3])
     redis.call('DEL', job_key(id))
-    dropped = dropped + 1
-  elseif not old[1] then
-    unindex(id)
+    if old[1] then dropped = dropped + 1 end
   end
 end
 return dropped
