@@ -3,6 +3,10 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
 
 from edge_api import assemble, openapi
 from tests.contract.edge.wire import FILE
@@ -12,11 +16,9 @@ def test_the_file_is_what_the_code_says() -> None:
     assert FILE.read_text() == openapi.text(), "run: make openapi"
 
 
-def test_the_check_fails_when_it_is_not(tmp_path, monkeypatch) -> None:
+def test_the_check_fails_when_it_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(openapi, "FILE", tmp_path / "openapi.json")
     openapi.FILE.write_text("{}")
-    from click.testing import CliRunner
-
     stale = CliRunner().invoke(openapi.main, ["--check"])
     assert stale.exit_code == 1
     assert "make openapi" in stale.output
