@@ -27,7 +27,8 @@ from broker.stack.stack import Options, Stack
 @click.option(
     "--data-dir",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Where everything is kept: ledger, artifacts, tokens, logs.",
+    help="Where ledger, artifacts, tokens and logs are kept; default: DRAWBRIDGE_DATA_DIR, "
+    "else ~/.local/share/drawbridge.",
 )
 @click.option("--workers", type=click.IntRange(0, 64), default=1, show_default=True)
 @click.option("--queue", default="remote", show_default=True, help="The bridged Celery queue.")

@@ -6,6 +6,7 @@ python deploy/demo/codex_home.py --codex <codex> --model-url <url> <home>    pri
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -103,7 +104,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--codex", required=True)
     parser.add_argument("--model-url", required=True)
     options = parser.parse_args(argv)
-    print(prepare(options.home, codex=options.codex, model_url=options.model_url))
+    codex = shutil.which(options.codex)
+    if codex is None:
+        parser.error(f"{options.codex} is not there, or cannot be executed")
+    print(prepare(options.home, codex=str(Path(codex).absolute()), model_url=options.model_url))
     return 0
 
 

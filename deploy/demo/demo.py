@@ -41,8 +41,9 @@ from deploy.demo.watching import PATCH, Edge, Flower, NotShown, follow  # noqa: 
 RUNS: Final = ROOT / ".demo" / "runs"
 ORCHESTRATOR: Final = ROOT / "deploy" / "examples" / "orchestrator.py"
 STANDIN: Final = ROOT / "deploy" / "demo" / "standin_codex.py"
-#: A person's own job may take as long as a coding agent takes.
-JOB_TIMEOUT_S: Final = 3600
+#: The script's job takes seconds; a person's own takes as long as a coding agent takes.
+SCRIPTED_TIMEOUT_S: Final = 120
+OWN_TIMEOUT_S: Final = 3600
 
 
 class DemoFailed(Exception):
@@ -56,6 +57,7 @@ class Assignment:
     repository: str
     instruction: str
     worker_arguments: tuple[str, ...]
+    timeout_s: int
 
 
 def scripted(screen: Screen, run: Path, held: ExitStack) -> Assignment:
@@ -78,6 +80,7 @@ def scripted(screen: Screen, run: Path, held: ExitStack) -> Assignment:
             *("--codex", codex, "--codex-home", str(home), "--codex-sandbox", sandbox),
             *("--allow-repository", address),
         ),
+        timeout_s=SCRIPTED_TIMEOUT_S,
     )
 
 
@@ -101,7 +104,7 @@ def own(repo: str, instruction: str) -> Assignment:
     arguments: tuple[str, ...] = ("--codex", found.path)
     if repo.startswith("file://"):
         arguments += ("--allow-repository", repo)
-    return Assignment(repo, instruction, arguments)
+    return Assignment(repo, instruction, arguments, OWN_TIMEOUT_S)
 
 
 def demonstrate(screen: Screen, run: Path, stopping: threading.Event) -> None:
@@ -175,7 +178,7 @@ def orchestrator(
     """Run the example orchestrator, which knows Celery and nothing of ours; yield its job's id."""
     argv = [sys.executable, str(ORCHESTRATOR), "--queue", told["queue"]]
     argv += ["--repository", assignment.repository, "--instruction", assignment.instruction]
-    argv += ["--timeout", str(JOB_TIMEOUT_S)]
+    argv += ["--timeout", str(assignment.timeout_s)]
     celery = {"CELERY_BROKER_URL": told["brokerUrl"]}
     celery |= {"CELERY_RESULT_BACKEND": told["resultBackend"]}
     with subprocess.Popen(
@@ -220,6 +223,7 @@ def main() -> int:
     try:
         demonstrate(screen, run, stopping)
     except (KeyboardInterrupt, Stopped):
+        shutil.rmtree(run)
         screen.say("stopped", "yellow")
         return 130
     except (
@@ -231,7 +235,10 @@ def main() -> int:
         StartFailed,
     ) as problem:
         screen.say(str(problem), "bold red")
-        screen.say(f"logs and everything else of this run: {run}")
+        if any(run.iterdir()):
+            screen.say(f"logs and everything else of this run: {run}")
+        else:
+            run.rmdir()
         return 1
     shutil.rmtree(run)
     screen.timings()

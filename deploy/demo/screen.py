@@ -60,8 +60,13 @@ class Screen:
 
     def _print_code(self, text: str, language: str) -> None:
         if self._console.is_terminal:
-            code = Syntax(text.rstrip("\n"), language, background_color="default", word_wrap=True)
-            self._console.print(code)
+            # The terminal's own colours: a theme's white cannot be read on a light one.
+            plain = text.rstrip("\n")
+            self._console.print(
+                Syntax(
+                    plain, language, theme="ansi_dark", background_color="default", word_wrap=True
+                )
+            )
         else:
             self._console.print(Text(text.rstrip("\n")), soft_wrap=True)
 

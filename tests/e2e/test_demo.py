@@ -25,9 +25,13 @@ def run_demo(process: Callable[..., Process], root: Path = ROOT, **env: str) -> 
     )
     code = demo.wait(180)
     assert code == 0, demo.stdout() + demo.tail()
-    mine = [p for p in psutil.process_iter(["environ"]) if MARK in str(p.info["environ"])]
-    assert mine == []
+    assert left() == []
     return demo.stdout()
+
+
+def left() -> list[psutil.Process]:
+    """Return every process that a demo of ours has left running."""
+    return [p for p in psutil.process_iter(["environ"]) if MARK in str(p.info["environ"])]
 
 
 @pytest.mark.codex
@@ -64,3 +68,16 @@ def test_without_npm_a_standin_plays_codex_and_the_output_says_so(
     output = run_demo(process, tmp_path, PATH=str(programs))
     assert "A STAND-IN PLAYS THE CODEX CLI" in output
     assert '+    return f"Goodbye, {name}!"' in output
+
+
+@pytest.mark.codex
+def test_a_demo_that_is_interrupted_leaves_nothing(process: Callable[..., Process], codex: str):
+    demo = process(
+        [sys.executable, ROOT / "deploy" / "demo" / "demo.py"],
+        env={"LOGNAME": MARK},
+        stdout_apart=True,
+    )
+    demo.wait_for("starting 1 worker", 60)
+    assert demo.terminate(60) == 130
+    assert "stopped" in demo.stdout()
+    assert left() == []
