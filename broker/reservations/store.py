@@ -14,7 +14,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from broker.errors import GenerationMoved, ReservationsUnavailable
+from broker.errors import ConfigurationError, GenerationMoved, ReservationsUnavailable
 from broker.policy import Lane
 from broker.reservations.keys import REVOKED, SEEN, WAKE_PATTERN, QueueKeys
 from broker.reservations.scripts import LanesMoved, Scripts
@@ -120,15 +120,24 @@ class Reservations:
 
     @classmethod
     def connect(cls, url: str) -> Reservations:
-        """Connect lazily; redis-py's own retries would run a script again whose reply came late."""
-        client: redis.Redis = redis.Redis.from_url(
-            url,
-            decode_responses=True,
-            socket_timeout=2.0,
-            socket_connect_timeout=2.0,
-            health_check_interval=15,
-            retry=Retry(NoBackoff(), 0),
-        )
+        """Connect lazily; redis-py's own retries would run a script again whose reply came late.
+
+        Raises:
+            ConfigurationError: not the URL of a Redis.
+        """
+        try:
+            client: redis.Redis = redis.Redis.from_url(
+                url,
+                decode_responses=True,
+                socket_timeout=2.0,
+                socket_connect_timeout=2.0,
+                health_check_interval=15,
+                retry=Retry(NoBackoff(), 0),
+            )
+        except ValueError:
+            raise ConfigurationError(
+                "The reservations URL cannot be read; write redis://host:port/db"
+            ) from None
         return cls(client)
 
     def close(self) -> None:

@@ -377,6 +377,8 @@ def test_wrong_settings_are_refused_in_one_line(
 ) -> None:
     line = refused(process, environment | {"DRAWBRIDGE_DATABASE_URL": "mysql://x/y"})
     assert "SQLite or PostgreSQL" in line
+    line = refused(process, environment | {"DRAWBRIDGE_RESERVATIONS_URL": "localhost"})
+    assert "reservations URL" in line
     assert "DRAWBRIDGE_NO" in refused(process, environment | {"DRAWBRIDGE_NO": "x"})
 
 
