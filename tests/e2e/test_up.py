@@ -12,6 +12,7 @@ from celery import Celery
 
 from broker.stack.programs import command
 from tests.processes import Process, until
+from tests.services import Valkey, free_port
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(180)]
 READY_S = 90.0
@@ -148,3 +149,21 @@ def answers(told: dict[str, Any]) -> bool:
         return requests.get(f"{told['edgeUrl']}/readyz", timeout=5).status_code == 200
     except requests.ConnectionError:
         return False
+
+
+@pytest.mark.postgres
+def test_real_services_take_the_place_of_the_embedded_ones(
+    up: Up, start_valkey: Callable[..., Valkey], postgres_url: str
+):
+    broker, reservations = start_valkey(), start_valkey()
+    started, told = up(
+        *("--workers", "0", "--no-flower", "--port", str(free_port())),
+        *("--broker-url", broker.url, "--result-backend", broker.url),
+        *("--reservations-url", reservations.url, "--database-url", postgres_url),
+    )
+    assert set(told["pids"]) == {"bridge", "beat", "edge"}
+    with Celery(broker=broker.url, backend=broker.url) as app:
+        sent = app.send_task("noop", queue="remote", ignore_result=True)
+        until(lambda: edge(told, "GET", f"/jobs/{sent.id}").ok, what="the bridge has brought it")
+    assert started.terminate(timeout=60) == 0
+    assert broker.answers()
