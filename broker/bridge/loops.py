@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 #: pause after the first failure, doubled with each further one
 PAUSE_S: Final = 0.1
 PAUSE_CAP_S: Final = 2.0
-#: how long ``join`` waits for the step that runs
+#: how long steps that run may take to end, all together
 STOP_S: Final = 5.0
 
 
@@ -57,12 +57,12 @@ class Loop:
         """Ask the thread to end after its step."""
         self._stopping.set()
 
-    def join(self) -> bool:
+    def join(self, timeout_s: float = STOP_S) -> bool:
         """Wait for the thread's end; False when its step takes too long."""
         thread, self._thread = self._thread, None
         if thread is None:
             return True
-        thread.join(STOP_S)
+        thread.join(max(0.0, timeout_s))
         return not thread.is_alive()
 
     def _run(self) -> None:

@@ -33,7 +33,7 @@ OFFLINE_MS: Final = 60_000
 HEARTBEAT_S: Final = 10.0
 #: between a monitor's asking and the heartbeats: its subscription follows its question
 ASKED_S: Final = 0.5
-OWNER_MS: Final = 15_000
+OWNER_MS: Final = 8_000
 OWNER: Final = owner("fleet")
 #: running jobs looked at for one heartbeat
 ACTIVE_MAX: Final = 5_000

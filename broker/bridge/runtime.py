@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import secrets
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Self
@@ -17,7 +18,7 @@ from broker.bridge.answers import Answers
 from broker.bridge.control import Mailbox, quiet_revokes
 from broker.bridge.decode import BUILTIN, Decoder
 from broker.bridge.fetch import Drain
-from broker.bridge.loops import Loop
+from broker.bridge.loops import STOP_S, Loop
 from broker.bridge.nodes import Fleet
 from broker.bridge.relay import Relay
 from broker.bridge.revokes import Revokes
@@ -129,7 +130,8 @@ class Bridge:
             return
         for loop in loops:
             loop.stop()
-        ended = [loop.join() for loop in loops]
+        deadline = time.monotonic() + STOP_S
+        ended = [loop.join(deadline - time.monotonic()) for loop in loops]
         if all(ended):
             for word in self._last_words:
                 self._say(word)

@@ -176,6 +176,23 @@ def test_a_broker_that_restarts_is_found_again(durable_world: World):
     until(lambda: sent.state == states.REVOKED, 30, "the relay came back")
 
 
+@pytest.mark.faults
+def test_a_result_backend_that_is_away_gets_every_result_later(
+    world: World, start_valkey: Callable[..., Valkey]
+):
+    backend = start_valkey()
+    bridge = world.bridge(environ={"DRAWBRIDGE_RESULT_BACKEND": backend.url})
+    backend.stop()
+    sent = [world.send(kwargs={"n": n}) for n in range(5)]
+    for _ in sent:
+        world.complete(world.claim(), "kept")  # a worker's 200 never waits for Celery
+    bridge.wait_for(r"effect \d+ \(st(ate|ore)\) of job .* must wait")
+    backend.start()
+    with backend.client() as client:
+        keys = [f"celery-task-meta-{one.id}" for one in sent]
+        until(lambda: all(b"kept" in (v or "").encode() for v in client.mget(keys)), 30, "results")
+
+
 def test_a_clean_stop_is_quick_and_leaves_nothing_behind(world: World):
     bridge = world.bridge()
     push(world, 500)

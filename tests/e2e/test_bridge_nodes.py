@@ -1,0 +1,156 @@
+"""Remote workers in ops' own tools: Flower, the celery command, two bridges with one voice."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+from tests.e2e.bridges import QUEUE, ROOT, World, world_of
+from tests.processes import Process
+from tests.services import Valkey, free_port, until
+
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(180)]
+GET_S = 20
+NODE = "worker-1@edge"
+
+
+@pytest.fixture
+def world(
+    start_valkey: Callable[..., Valkey], tmp_path: Path, process: Callable[..., Process]
+) -> Iterator[World]:
+    with world_of(start_valkey, tmp_path, process) as made:
+        yield made
+
+
+def celery(world: World, *arguments: str) -> str:
+    argv = [sys.executable, "-m", "celery", "-b", world.broker_url, *arguments]
+    return subprocess.run(argv, check=True, capture_output=True, text=True, timeout=60).stdout
+
+
+def test_flower_shows_the_worker_its_page_and_its_task(
+    world: World, process: Callable[..., Process]
+):
+    port = free_port()
+    process(
+        [sys.executable, "-m", "celery", "flower", "--address=127.0.0.1", f"--port={port}"],
+        env={
+            "CELERY_BROKER_URL": world.broker_url,
+            "CELERY_RESULT_BACKEND": world.backend_url,
+            "FLOWER_UNAUTHENTICATED_API": "true",
+        },
+        cwd=world.folder,
+    )
+    world.bridge()
+    world.queue.hello("worker-1", {"version": "0.1", "concurrency": 2, "types": ["codex_exec"]})
+    flower = f"http://127.0.0.1:{port}"
+
+    def get(path: str) -> Any:
+        try:
+            return requests.get(flower + path, timeout=10)
+        except requests.ConnectionError:
+            return None
+
+    def online() -> bool:
+        answer = get("/workers?json=1")
+        rows = answer.json()["data"] if answer is not None and answer.ok else []
+        return any(row["hostname"] == NODE and row["status"] for row in rows)
+
+    until(online, 40, "Flower lists the worker as online")
+    page = until(lambda: (p := get(f"/worker/{NODE}")) and p.ok and p, GET_S, "its page")
+    assert QUEUE in page.text
+    assert "codex_exec" in page.text
+    sent = world.send()
+    world.complete(world.claim(), "x")
+    sent.get(timeout=GET_S)
+
+    def succeeded() -> Any:
+        answer = get(f"/api/task/info/{sent.id}")
+        found = answer.json() if answer is not None and answer.ok else {}
+        return found if found.get("state") == "SUCCESS" else None
+
+    task = until(succeeded, GET_S, "its task")
+    assert (task["worker"], task["name"]) == (NODE, "codex_exec")
+    held = world.send(countdown=3600)
+    until(lambda: world.catalog.find(held.id), GET_S, "the job")
+    assert requests.post(f"{flower}/api/task/revoke/{held.id}", timeout=10).ok
+    until(lambda: held.state == "REVOKED", GET_S, "Flower's revoke")
+
+
+def test_two_bridges_speak_with_one_voice_and_one_of_them_goes_on(world: World):
+    first, second = world.bridge(name="one"), world.bridge(name="two")
+    world.queue.seen("worker-1")
+    owner = until(
+        lambda: next((b for b in (first, second) if f"node {NODE} is online" in b.output()), None),
+        GET_S,
+        "a bridge speaks for it",
+    )
+    for _ in range(3):  # a second voice would be a DuplicateNodenameWarning, an error here
+        assert set(world.app.control.inspect(timeout=0.7).ping()) == {NODE, "one@here", "two@here"}
+    other = second if owner is first else first
+    owner.kill()
+    world.queue.seen("worker-1")
+    other.wait_for(f"node {NODE} is online", 30)
+    assert NODE in world.app.control.inspect(timeout=0.7).ping()
+
+
+def test_the_celery_command_knows_the_node(world: World):
+    world.bridge()
+    world.queue.seen("worker-1")
+    until(lambda: NODE in (world.app.control.inspect(timeout=0.7).ping() or {}), GET_S, "the node")
+    status = celery(world, "status")
+    assert NODE in status
+    assert "2 nodes online" in status
+    for question in ("active", "stats", "active_queues"):
+        assert NODE in celery(world, "inspect", question, "-d", NODE), question
+
+
+def test_a_broker_of_another_kind_is_ingested_by_a_consumer(
+    world: World, process: Callable[..., Process], tmp_path: Path
+):
+    """The file system is kombu's own; it stands for every broker that is not Redis."""
+    for name in ("queues", "control"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "filed.py").write_text(
+        "import os\nfrom celery import Celery\n"
+        "app = Celery('filed', broker='filesystem://', backend=os.environ['APP_BACKEND'])\n"
+        "app.conf.broker_connection_retry_on_startup = True\n"
+        "app.conf.broker_transport_options = {\n"
+        f"    'data_folder_in': {str(tmp_path / 'queues')!r},\n"
+        f"    'data_folder_out': {str(tmp_path / 'queues')!r},\n"
+        f"    'control_folder': {str(tmp_path / 'control')!r},\n"
+        "}\n"
+    )
+    environ = {
+        name: value
+        for name, value in world.environment.items()
+        if name not in {"DRAWBRIDGE_BROKER_URL", "DRAWBRIDGE_RESULT_BACKEND"}
+    }
+    environ |= {
+        "APP_BACKEND": world.backend_url,
+        "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)]),
+    }
+    argv = [str(Path(sys.executable).with_name("drawbridge")), "bridge", "-A", "filed"]
+    bridge = process([*argv, "-n", "bridge@here"], env=environ, cwd=tmp_path)
+    bridge.wait_for("bridge@here ready")
+    world.app.conf.update(
+        broker_url="filesystem://",
+        broker_transport_options={
+            "data_folder_in": str(tmp_path / "queues"),
+            "data_folder_out": str(tmp_path / "queues"),
+            "control_folder": str(tmp_path / "control"),
+        },
+    )
+    sent = [world.send(kwargs={"n": n}, compression="zlib") for n in range(3)]
+    for _ in sent:
+        job = world.claim()
+        world.complete(job, job.payload["n"])
+    assert [one.get(timeout=GET_S) for one in sent] == [0, 1, 2]
+    started = time.monotonic()
+    assert bridge.terminate() == 0
+    assert time.monotonic() - started < 15
