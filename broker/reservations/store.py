@@ -216,12 +216,15 @@ class Reservations:
         None when it is not known, as in the moment in which an index is built anew.
         """
         try:
-            known = self._get_known(queue)
-            if key not in known.lanes:
-                self._learn_lanes(queue, known)
+            for fresh in (False, True):
+                known = self._get_known(queue, fresh=fresh)
+                if key not in known.lanes:
+                    self._learn_lanes(queue, known)
+                if key in known.lanes:
+                    return known.lanes[key]
         except GenerationMoved:
-            return None
-        return known.lanes.get(key)
+            pass
+        return None
 
     def _matching(self, known: _Known, allows: Callable[[Lane], bool]) -> list[Lane]:
         with self._lock:
