@@ -53,6 +53,11 @@ class Blueprint(flask_smorest.Blueprint):
 
     ARGUMENTS_PARSER = Parser()
 
+    def arguments(self, schema: type[Args], **kwargs: Any) -> Callable[[V], V]:
+        """Declare what a route takes; webargs would make a schema anew for every request."""
+        declare: Callable[[V], V] = super().arguments(schema(), **kwargs)
+        return declare
+
     @staticmethod
     def allow(*kinds: auth.Kind) -> Callable[[V], V]:
         """Declare who may call a route; without it nobody may."""
