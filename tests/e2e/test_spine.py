@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -63,6 +64,7 @@ def world(
         with stack.orchestrator() as app:
             yield World(stack, app, repo, int(model_url.rsplit(":", 1)[1].split("/")[0]))
         assert stack.process.terminate(timeout=60) == 0
+    shutil.rmtree(home)
 
 
 def local_worker(world: World, process: Callable[..., Process]) -> None:
