@@ -229,6 +229,10 @@ def test_while_the_ledger_is_away_a_known_token_serves_heartbeats_alone(
         assert (answer.status_code, answer.json["detail"]["code"]) == (503, "unavailable")
     assert edge.app.test_client().get("/readyz").status_code == 503
     assert edge.app.test_client().get("/healthz").status_code == 200
+    # the ledger is back, but nobody has asked it about this token yet
+    monkeypatch.undo()
+    assert worker.say(job_id, "heartbeat", leaseSeconds=60).status_code == 200
+    assert worker.claim().status_code == 503
     stranger = Caller(edge.app, {"X-Worker-Token": token_of(edge_token())}, "w9").claim()
     assert stranger.status_code == 503
 
