@@ -33,7 +33,6 @@ _LEVELS = click.Choice(["DEBUG", "INFO", "WARNING", "ERROR"], case_sensitive=Fal
 @click.option("--declare-queues", is_flag=True, help="Declare the queues on the broker.")
 @click.option("-n", "--name", default="bridge@%h", show_default=True, help="Name of the node.")
 @click.option("-c", "--concurrency", type=click.IntRange(1, 64), default=4, show_default=True)
-@click.option("-P", "--pool", type=click.Choice(["threads", "prefork"]), default="threads")
 @click.option("-l", "--loglevel", type=_LEVELS, default="INFO", show_default=True)
 @click.pass_context
 def bridge(
@@ -46,7 +45,6 @@ def bridge(
     declare_queues: bool,
     name: str,
     concurrency: int,
-    pool: str,
     loglevel: str,
 ) -> None:
     """Run the bridge: a Celery worker that ingests, and tells Celery what became."""
@@ -57,7 +55,7 @@ def bridge(
     install(app, settings=settings)
     worker = app.Worker(
         hostname=name.replace("%h", socket.gethostname()),
-        pool_cls=pool,
+        pool_cls="threads",  # a fork would copy the locks our threads hold
         concurrency=concurrency,
         queues=[maintenance.QUEUE],
         loglevel=loglevel.upper(),

@@ -77,8 +77,6 @@ class Drain:
         #: whether the inbox may hold what was not ingested
         self._unsettled = True
         self._rescued_at = float("-inf")
-        #: when the broker last answered, for whoever watches health
-        self.answered_at = time.monotonic()
 
     def step(self) -> float:
         """Ingest one batch; returns how long to wait before the next.
@@ -113,7 +111,6 @@ class Drain:
                 inbox.fetch(0)
                 return SWEEP_S
             raws = self._next(inbox, min(room, BATCH))
-        self.answered_at = time.monotonic()
         if raws:
             self._unsettled = True
             self._ingest(inbox, raws)

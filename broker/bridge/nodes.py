@@ -18,7 +18,7 @@ import redis
 
 from broker.bridge.announcer import Announcer
 from broker.clock import Clock, to_ms
-from broker.errors import ReservationsUnavailable
+from broker.errors import ReservationsUnavailable, Unavailable
 from broker.ledger.engine import Ledger
 from broker.ledger.fleet import Known, known, running
 from broker.records import Job
@@ -124,8 +124,17 @@ class Fleet:
         self._beat_at = min(self._beat_at, time.monotonic() - HEARTBEAT_S + ASKED_S)
 
     def nodes(self) -> list[Node]:
-        """Return the nodes as they are now; none unless this bridge owns the fleet."""
-        return list(self._look(list(self._online)).values()) if self.owned else []
+        """Return the nodes as they are now, or as they were when the ledger is away.
+
+        None unless this bridge owns the fleet.
+        """
+        if not self.owned:
+            return []
+        last = self._online
+        try:
+            return list(self._look(list(last)).values())
+        except Unavailable:
+            return list(last.values())
 
     def names(self) -> list[str]:
         """Return the names of the nodes without asking any store."""

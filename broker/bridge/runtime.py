@@ -35,6 +35,10 @@ from broker.upkeep import Upkeep
 
 logger = logging.getLogger(__name__)
 
+#: between looks at who was seen
+LOOK_S: Final = 0.5
+#: between looks at what was revoked
+REVOKE_S: Final = 0.05
 #: a nudge looks at the outbox only when the loop is this late
 LATE_S: Final = 2.0
 #: rows a nudge relays at most: this many takes
@@ -173,6 +177,8 @@ class Bridge:
         self._last_words += [self.fleet.leave, self._mailbox.close]
         return [
             Loop("fleet", self._fleet_step),
+            Loop("mailbox", self._mailbox_step),
+            Loop("revokes", self._revokes_step),
             *(self._duty(name) for name in ("expire_leases", "release_due_retries")),
             *(self._duty(name) for name in ("reconcile", "prune")),
             Loop("relay", relay.step),
@@ -189,9 +195,15 @@ class Bridge:
 
     def _fleet_step(self) -> float:
         self.fleet.step()
+        return LOOK_S
+
+    def _mailbox_step(self) -> float:
         self._mailbox.listen()
-        self.revokes.step()
         return 0.0
+
+    def _revokes_step(self) -> float:
+        self.revokes.step()
+        return REVOKE_S
 
     def _new_relay(self, announcer: Announcer) -> Relay:
         def node_of(worker_id: str | None) -> str:

@@ -130,7 +130,9 @@ class World:
 
     def close(self) -> None:
         """Close what this process opened."""
-        gc.collect()  # results unsubscribe when they go, and the server must be there to hear it
+        # Results unsubscribe when they go: now, while the server is there, or never.
+        gc.collect()
+        self.app.backend.result_consumer.cancel_for = lambda _task_id: None
         self.app.close()
         self.ledger.close()
         self.reservations.close()

@@ -154,3 +154,30 @@ def test_a_broker_of_another_kind_is_ingested_by_a_consumer(
     started = time.monotonic()
     assert bridge.terminate() == 0
     assert time.monotonic() - started < 15
+
+
+def test_an_app_that_was_installed_on_routes_as_its_orchestrator_does(
+    world: World, process: Callable[..., Process], tmp_path: Path
+):
+    (tmp_path / "bridge_app.py").write_text(
+        "from broker.bridge.app import install\n"
+        "from tests.e2e.local_app import app\n"
+        "install(app, queues=('remote',))\n"
+    )
+    environ = world.environment | {
+        "APP_BROKER": world.broker_url,
+        "APP_BACKEND": world.backend_url,
+        "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)]),
+    }
+    argv = [sys.executable, "-m", "celery", "-A", "bridge_app", "worker", "-P", "threads"]
+    queue = ["-Q", "drawbridge.maintenance", "-n", "bridge@here", "-l", "INFO"]
+    bridge = process([*argv, *queue], env=environ, cwd=tmp_path)
+    bridge.wait_for("bridge@here ready")
+    world.local_worker()
+    nowhere_in_particular = world.app.signature("local.report", kwargs={"title": "t"})
+    sent = world.send(link=nowhere_in_particular)
+    world.complete(world.claim(), {"changedFiles": ["a"]})
+    sent.get(timeout=GET_S)
+    (linked,) = sent.children
+    assert linked.get(timeout=GET_S) == {"title": "t", "changed": ["a"]}
+    assert bridge.terminate() == 0
