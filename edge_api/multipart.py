@@ -19,7 +19,8 @@ CHUNK_BYTES: Final = 64 * 1024
 FORM_MAX: Final = 64 * 1024
 FIELD_MAX: Final = 8 * 1024
 PARTS_MAX: Final = 16
-BOUNDARY_MAX: Final = 70
+#: RFC 2046 allows 70; some clients write a few more
+BOUNDARY_MAX: Final = 200
 
 
 @dataclass(frozen=True, slots=True)
