@@ -28,6 +28,7 @@ STATEMENT_TIMEOUT_S: Final = 10
 _MIN_SQLITE: Final = (3, 35)  # RETURNING
 #: execution option: how long a write may wait; None for a read
 _PATIENCE_S: Final = "ledger_patience_s"
+_UNTOLD: Final = object()
 _AWAY: Final = "The ledger does not answer; ask again"
 _NO_TABLES: Final = "The ledger has no tables yet; run `drawbridge migrate`"
 
@@ -194,13 +195,14 @@ def _sqlite(url: sa.URL, synchronous: str) -> sa.Engine:
         # With a plain BEGIN the lock is taken by the first write, after the reads it rests on:
         # four processes lost 566 of 800 updates that way, and nobody was told (decision 33).
         patience_s = connection.get_execution_options().get(_PATIENCE_S, BUSY_TIMEOUT_S)
-        if patience_s is None:
-            connection.exec_driver_sql("PRAGMA query_only = ON")
-            connection.exec_driver_sql("BEGIN")
-            return
-        connection.exec_driver_sql(f"PRAGMA busy_timeout = {round(patience_s * 1000)}")
-        connection.exec_driver_sql("PRAGMA query_only = OFF")
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
+        reads = patience_s is None
+        # a connection keeps what it was told, and most are told the same again
+        if connection.info.get(_PATIENCE_S, _UNTOLD) != patience_s:
+            connection.exec_driver_sql(f"PRAGMA query_only = {'ON' if reads else 'OFF'}")
+            if not reads:
+                connection.exec_driver_sql(f"PRAGMA busy_timeout = {round(patience_s * 1000)}")
+            connection.info[_PATIENCE_S] = patience_s
+        connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
 
     return engine
 

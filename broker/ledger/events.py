@@ -16,6 +16,7 @@ from broker.records import Event, Job, NewEvent
 
 events: Final[sa.Table] = EventRow.__table__  # type: ignore[assignment]
 _COLUMNS: Final = tuple(events.c[field.name] for field in fields(Event))
+_INSERT: Final = events.insert()
 
 
 def row(
@@ -39,7 +40,7 @@ def row(
 def insert(conn: sa.Connection, rows: Sequence[Mapping[str, Any]]) -> None:
     """Insert entries whose numbers the caller took under the row lock."""
     if rows:
-        conn.execute(events.insert(), list(rows))
+        conn.execute(_INSERT, list(rows))
 
 
 def append(conn: sa.Connection, job: Job, new: Sequence[NewEvent], now: datetime) -> list[Event]:

@@ -199,6 +199,6 @@ def _tell_conflict(
     conn: sa.Connection, job_id: str, item: NewJob | Rejection, now: datetime
 ) -> None:
     """Say in the job's log that another message came under its task id."""
-    for job, seq, _ in jobs.transition(conn, jobs.jobs.c.id == job_id, now=now):
+    for job, seq, _ in jobs.transition(conn, [job_id], now=now, to={}):
         payload = {"retries": getattr(item, "retries", None), "type": item.type}
         events.insert(conn, [events.row(job, seq, "ingest_conflict", payload, now, level="warn")])

@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from datetime import datetime, timedelta
+from enum import Enum
+from functools import cache
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
 
 from broker.ledger.models import AttemptRow, BridgeStateRow, JobRow, QueueRow, WorkerRow
 from broker.records import Attempt, Job
@@ -61,9 +65,12 @@ def add_queue(conn: sa.Connection, name: str) -> bool:
     return known is None
 
 
+_QUEUE_NAMES: Final = sa.select(queues.c.name).order_by(queues.c.name)
+
+
 def queue_names(conn: sa.Connection) -> list[str]:
     """List the queues that ever had a job."""
-    return list(conn.scalars(sa.select(queues.c.name).order_by(queues.c.name)))
+    return list(conn.scalars(_QUEUE_NAMES))
 
 
 def generation(conn: sa.Connection, name: str) -> int | None:
@@ -85,10 +92,14 @@ def bump_generation(conn: sa.Connection, name: str) -> int:
 # -- reading ---------------------------------------------------------------------------------
 
 
+# Statements of every claim and report are built once: building one cost more than running it.
+_GET: Final = sa.select(*_COLUMNS).where(jobs.c.id == sa.bindparam("job_id"))
+_GET_LOCKED: Final = _GET.with_for_update()
+
+
 def get(conn: sa.Connection, job_id: str, *, lock: bool = False) -> Job | None:
     """Read one job, holding its row to the end of the transaction if asked to."""
-    query = sa.select(*_COLUMNS).where(jobs.c.id == job_id)
-    row = conn.execute(query.with_for_update() if lock else query).first()
+    row = conn.execute(_GET_LOCKED if lock else _GET, {"job_id": job_id}).first()
     return None if row is None else to_job(row)
 
 
@@ -176,30 +187,94 @@ class Moved(NamedTuple):
     canvas: Mapping[str, Any] | None
 
 
+class Sql(Enum):
+    """A value of a transition that SQL itself knows."""
+
+    NEXT_FENCE = "fence + 1"
+    NEXT_ATTEMPT = "attempt + 1"
+    OWN_LEASE = "the lease it had"
+    FIRST_START = "when it first started, else now"
+
+
+_SQL: Final[Mapping[Sql, sa.ColumnElement[Any]]] = MappingProxyType(
+    {
+        Sql.NEXT_FENCE: jobs.c.fence + 1,
+        Sql.NEXT_ATTEMPT: jobs.c.attempt + 1,
+        Sql.OWN_LEASE: jobs.c.lease_id,
+        Sql.FIRST_START: sa.func.coalesce(
+            jobs.c.started_at, sa.bindparam("now_", type_=jobs.c.started_at.type)
+        ),
+    }
+)
+#: what may be asked of the rows beside their ids
+_GUARDS: Final[Mapping[str, sa.ColumnElement[bool]]] = MappingProxyType(
+    {
+        "status": jobs.c.status == sa.bindparam("is_status", type_=jobs.c.status.type),
+        "lease_id": jobs.c.lease_id == sa.bindparam("is_lease_id"),
+        "due": sa.and_(
+            sa.or_(jobs.c.next_attempt_at.is_(None), jobs.c.next_attempt_at <= sa.bindparam("now_")),
+            sa.or_(jobs.c.expires_at.is_(None), jobs.c.expires_at > sa.bindparam("now_")),
+        ),
+    }
+)
+
+
 def transition(
-    conn: sa.Connection, *where: sa.ColumnElement[bool], now: datetime, **values: Any
+    conn: sa.Connection,
+    ids: Sequence[str],
+    *,
+    now: datetime,
+    status: Status | None = None,
+    lease_id: str | None = None,
+    due: bool = False,
+    to: Mapping[str, Any],
 ) -> list[Moved]:
-    """Move the jobs that match, each by one version and one event number."""
-    statement = (
+    """Move those jobs that still are as expected, each by one version and one event number.
+
+    Expected are a status, a lease, and that it is due: neither held back nor expired.
+    """
+    guards = {"status": status, "lease_id": lease_id, "due": due or None}
+    asked = tuple(name for name, value in guards.items() if value is not None)
+    known = tuple((name, value) for name, value in to.items() if isinstance(value, Sql))
+    given = {name: value for name, value in to.items() if not isinstance(value, Sql)}
+    parameters = {f"to_{name}": value for name, value in given.items()}
+    parameters |= {"ids": list(ids), "now_": now, "is_status": status, "is_lease_id": lease_id}
+    statement = _transition(asked, tuple(given), known)
+    rows = conn.execute(statement, parameters)
+    return [Moved(to_job(row), row.event_seq, row.canvas) for row in rows]
+
+
+@cache
+def _transition(
+    asked: tuple[str, ...], given: tuple[str, ...], known: tuple[tuple[str, Sql], ...]
+) -> sa.Update:
+    """Build the one UPDATE of a kind of transition, once: building cost more than running it."""
+    values = {name: sa.bindparam(f"to_{name}", type_=jobs.c[name].type) for name in given}
+    return (
         jobs.update()
-        .where(*where)
+        .where(jobs.c.id.in_(sa.bindparam("ids", expanding=True)))
+        .where(*(_GUARDS[name] for name in asked))
         .values(
-            version=jobs.c.version + 1, event_seq=jobs.c.event_seq + 1, updated_at=now, **values
+            version=jobs.c.version + 1,
+            event_seq=jobs.c.event_seq + 1,
+            updated_at=sa.bindparam("now_", type_=jobs.c.updated_at.type),
+            **values,
+            **{name: _SQL[value] for name, value in known},
         )
         .returning(*_COLUMNS, jobs.c.event_seq, jobs.c.canvas)
     )
-    return [Moved(to_job(row), row.event_seq, row.canvas) for row in conn.execute(statement)]
 
 
-def end_lease() -> dict[str, Any]:
-    """Return the values that end whatever lease a job has, and remember it for repeats."""
-    return {
-        "last_lease_id": jobs.c.lease_id,
+#: what ends whatever lease a job has, and remembers it for repeats
+END_LEASE: Final[Mapping[str, Any]] = MappingProxyType(
+    {
+        "last_lease_id": Sql.OWN_LEASE,
         "lease_id": None,
         "lease_seconds": None,
         "lease_expires_at": None,
         "held_until": None,
     }
+)
 
 
 def renew(conn: sa.Connection, job: Job, *, until: datetime, lease_seconds: int) -> None:
@@ -222,43 +297,52 @@ def open_attempts(conn: sa.Connection, rows: Sequence[Mapping[str, Any]]) -> Non
     conn.execute(attempts.insert(), list(rows))
 
 
+_END_ATTEMPT: Final = (
+    attempts.update()
+    .where(
+        attempts.c.job_id == sa.bindparam("job"), attempts.c.fence == sa.bindparam("at_fence")
+    )
+    .values(
+        ended_at=sa.bindparam("now_", type_=attempts.c.ended_at.type),
+        outcome=sa.bindparam("how"),
+        error_message=sa.bindparam("why"),
+    )
+    .returning(attempts.c.started_at)
+)
+
+
 def end_attempt(
     conn: sa.Connection, job: Job, *, outcome: str, now: datetime, error: str | None = None
 ) -> datetime | None:
     """Record how the newest lease of a job ended; returns when it had started."""
-    statement = (
-        attempts.update()
-        .where(attempts.c.job_id == job.id, attempts.c.fence == job.fence)
-        .values(ended_at=now, outcome=outcome, error_message=error)
-        .returning(attempts.c.started_at)
-    )
-    started: datetime | None = conn.scalar(statement)
+    ended = {"job": job.id, "at_fence": job.fence, "now_": now, "how": outcome, "why": error}
+    started: datetime | None = conn.scalar(_END_ATTEMPT, ended)
     return started
 
 
 def lock_worker(conn: sa.Connection, worker_id: str, now: datetime) -> None:
     """Hold a worker's row to the end of the transaction, so that its claims count one by one."""
     row = {"worker_id": worker_id, "grants": 1, "first_seen_at": now}
-    upsert = _upsert(conn, workers).values(row)
-    conn.execute(
-        upsert.on_conflict_do_update(
-            index_elements=[workers.c.worker_id], set_={"grants": workers.c.grants + 1}
-        )
+    conn.execute(_lock_worker(conn.dialect.name), row)
+
+
+@cache
+def _lock_worker(dialect: str) -> Any:
+    return _upsert(dialect, workers).on_conflict_do_update(
+        index_elements=[workers.c.worker_id], set_={"grants": workers.c.grants + 1}
     )
 
 
 def say_hello(conn: sa.Connection, worker_id: str, info: Mapping[str, Any], now: datetime) -> None:
     """Record what a worker says of itself."""
     said = {"hello": dict(info), "hello_at": now}
-    upsert = _upsert(conn, workers).values(worker_id=worker_id, grants=0, first_seen_at=now, **said)
+    upsert = _upsert(conn.dialect.name, workers).values(worker_id=worker_id, grants=0, first_seen_at=now, **said)
     conn.execute(upsert.on_conflict_do_update(index_elements=[workers.c.worker_id], set_=said))
 
 
-def _upsert(conn: sa.Connection, table: sa.Table) -> Any:
+def _upsert(dialect: str, table: sa.Table) -> Any:
     # both dialects have ON CONFLICT, each under its own insert()
-    from sqlalchemy.dialects import postgresql, sqlite  # noqa: PLC0415
-
-    return (postgresql if conn.dialect.name == "postgresql" else sqlite).insert(table)
+    return (postgresql if dialect == "postgresql" else sqlite).insert(table)
 
 
 def running_of(conn: sa.Connection, worker_id: str) -> int:
@@ -280,19 +364,21 @@ class Claimed(NamedTuple):
     digest: str | None
 
 
+_CLAIMED: Final = sa.select(
+    attempts.c.job_id, attempts.c.lease_id, attempts.c.fence, attempts.c.attempt,
+    attempts.c.claim_digest, attempts.c.started_at, attempts.c.lease_seconds,
+).where(
+    attempts.c.worker_id == sa.bindparam("worker"), attempts.c.claim_key == sa.bindparam("key")
+)  # fmt: skip
+
+
 def claimed_under(
     conn: sa.Connection, worker_id: str, claim_key: str, now: datetime
 ) -> list[Claimed]:
     """Name what a claim key was answered within its lease."""
-    columns = (
-        attempts.c.job_id, attempts.c.lease_id, attempts.c.fence, attempts.c.attempt,
-        attempts.c.claim_digest, attempts.c.started_at, attempts.c.lease_seconds,
-    )  # fmt: skip
-    query = sa.select(*columns).where(
-        attempts.c.worker_id == worker_id, attempts.c.claim_key == claim_key
-    )
+    asked = {"worker": worker_id, "key": claim_key}
     return [
         Claimed(row.job_id, row.lease_id, row.fence, row.attempt, row.claim_digest)
-        for row in conn.execute(query)
+        for row in conn.execute(_CLAIMED, asked)
         if row.started_at + timedelta(seconds=row.lease_seconds) > now
     ]

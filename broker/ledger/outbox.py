@@ -22,13 +22,14 @@ TRIES_MAX: Final = 20
 RETRY_CAP_S: Final = 60
 #: any number, the same in every process: PostgreSQL's name for "someone is taking effects"
 _TAKING: Final = 0x6472626F
+_INSERT: Final = outbox.insert()
 
 
 def insert(conn: sa.Connection, rows: Sequence[tuple[str, Row]], now: datetime) -> None:
     """Write effects, each as (job id, row), in the transaction of the transition they tell of."""
     if rows:
         conn.execute(
-            outbox.insert(),
+            _INSERT,
             [
                 {"job_id": job_id, "kind": kind, "data": data, "created_at": now, "tries": 0}
                 for job_id, (kind, data) in rows

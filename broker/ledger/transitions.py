@@ -18,11 +18,11 @@ from broker.backoff import lease_lost_delay_s, retry_delay_s
 from broker.errors import JobNotFound, JobStateConflict, LeaseLost, OwnershipMismatch
 from broker.ledger import events, outbox
 from broker.ledger.jobs import (
+    END_LEASE,
     Moved,
+    Sql,
     end_attempt,
-    end_lease,
     get,
-    jobs,
     open_attempts,
     transition,
 )
@@ -44,23 +44,15 @@ def grant(
     now: datetime,
 ) -> list[Job]:
     """Give the jobs that may run now to one worker, under one lease id; one UPDATE for all."""
-    moved = transition(
-        conn,
-        jobs.c.id.in_(ids),
-        jobs.c.status.in_(sources(Trigger.GRANT)),
-        sa.or_(jobs.c.next_attempt_at.is_(None), jobs.c.next_attempt_at <= now),
-        sa.or_(jobs.c.expires_at.is_(None), jobs.c.expires_at > now),
-        now=now,
-        status=Status.RUNNING,
-        claimed_by=request.worker_id,
-        lease_id=lease_id,
-        lease_seconds=request.lease_seconds,
-        lease_expires_at=now + timedelta(seconds=request.lease_seconds),
-        held_until=None if hold_s is None else now + timedelta(seconds=hold_s),
-        next_attempt_at=None,
-        fence=jobs.c.fence + 1,
-        started_at=sa.func.coalesce(jobs.c.started_at, sa.literal(now, jobs.c.started_at.type)),
-    )
+    (queued,) = sources(Trigger.GRANT)
+    granted = {
+        "status": target(queued, Trigger.GRANT), "claimed_by": request.worker_id,
+        "lease_id": lease_id, "lease_seconds": request.lease_seconds,
+        "lease_expires_at": now + timedelta(seconds=request.lease_seconds),
+        "held_until": None if hold_s is None else now + timedelta(seconds=hold_s),
+        "next_attempt_at": None, "fence": Sql.NEXT_FENCE, "started_at": Sql.FIRST_START,
+    }  # fmt: skip
+    moved = transition(conn, ids, now=now, status=queued, due=True, to=granted) if ids else []
     if not moved:
         return []
     open_attempts(conn, [_attempt(one.job, request, digest, now) for one in moved])
@@ -215,7 +207,7 @@ def request_cancel(
         asked["requested_by"] = requested_by
     if job.status is Status.QUEUED:
         return cancel(conn, job, now=now, **asked)
-    moved = transition(conn, jobs.c.id == job.id, now=now, **asked)[0]
+    moved = transition(conn, [job.id], now=now, to=asked)[0]
     payload = {"reason": reason, "requestedBy": requested_by}
     return _tell(conn, moved, "Cancel requested", payload, [], now)
 
@@ -271,11 +263,11 @@ def _move(
     """Move one job whose row is locked; its lease ends, whatever the trigger."""
     goal = target(job.status, trigger)
     if job.status is Status.RUNNING:
-        values |= end_lease() | {"last_digest": digest}
-    where = [jobs.c.id == job.id, jobs.c.status == job.status]
-    if job.lease_id is not None:
-        where.append(jobs.c.lease_id == job.lease_id)
-    moved = transition(conn, *where, now=now, status=goal, **values)
+        values = {**values, **END_LEASE, "last_digest": digest}
+    moved = transition(
+        conn, [job.id], now=now, status=job.status, lease_id=job.lease_id,
+        to=values | {"status": goal},
+    )  # fmt: skip
     if not moved:
         raise JobStateConflict
     return moved[0]
@@ -293,7 +285,7 @@ def _retry(
 ) -> Job:
     due = now + timedelta(seconds=delay_s)
     moved = _move(
-        conn, job, trigger, now, digest=digest, claimed_by=None, attempt=jobs.c.attempt + 1,
+        conn, job, trigger, now, digest=digest, claimed_by=None, attempt=Sql.NEXT_ATTEMPT,
         next_attempt_at=due, **said,
     )  # fmt: skip
     lost = trigger is Trigger.LOSE
