@@ -99,7 +99,8 @@ class Claims:
                 if reserved.ids:
                     break
             else:
-                return []
+                # a call in parallel may have got it all under our key
+                return [] if digest is None else self._look(request, eligible, digest)[0]
             granted = self._grant(queue, reserved, request, lease_id, digest)
             if granted:
                 return granted
@@ -122,7 +123,10 @@ class Claims:
             return [], _seen_by(eligible, jobs.queue_names(conn)), places
 
     def _by_head(self, queues: Sequence[str], eligible: Eligibility) -> list[str]:
-        """Order queues by their best job; asks Redis only when there is a choice."""
+        """Order queues by their best job; asks Redis only when there is a choice.
+
+        All of them when none has any: an empty claim too meets what is overdue, and ends it.
+        """
         if len(queues) <= 1:
             return list(queues)
         heads = []
@@ -130,7 +134,7 @@ class Claims:
             head = self._indexed(queue, partial(self.reservations.head, queue, eligible.allows))
             if head is not None:
                 heads.append((head, queue))
-        return [queue for _, queue in sorted(heads)]
+        return [queue for _, queue in sorted(heads)] or list(queues)
 
     def _reserve(
         self,
