@@ -104,6 +104,8 @@ class Programs:
             "DRAWBRIDGE_DATABASE_URL": self.addresses.database_url,
             "DRAWBRIDGE_RESERVATIONS_URL": self.addresses.reservations_url,
             "DRAWBRIDGE_ARTIFACTS_DIR": str(self.folder.artifacts),
+            # where jobs go that are made over HTTP without a queue
+            "DRAWBRIDGE_QUEUES": self.queue,
         }
         where = ("--host", "127.0.0.1", "--port", str(self.addresses.edge_port))
         argv = (command("drawbridge"), "edge", *where)

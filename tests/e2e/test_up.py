@@ -71,6 +71,8 @@ def test_one_line_a_usable_stack_and_a_clean_end(up: Up, tmp_path: Path):
         )
         until(lambda: sent.state == "REVOKED", what="the bridge has told Celery")
         sent.forget()
+    made = edge(told, "POST", "/jobs", json={"type": "noop"}).json()
+    assert made["queue"] == "elsewhere"
 
     assert started.terminate(timeout=60) == 0
     assert gone(told["pids"])
