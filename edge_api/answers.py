@@ -124,6 +124,32 @@ class EventPageSchema(EventsSchema):
     )
 
 
+class AttemptSchema(Answer):
+    """One lease of a job; ``outcome`` and ``endedAt`` are null while it is open."""
+
+    job_id = fields.UUID()
+    fence = fields.Integer(metadata={"description": "grows with every lease of the job"})
+    attempt = fields.Integer()
+    run = fields.Integer(metadata={"description": "grows with every redrive"})
+    worker_id = fields.String()
+    started_at = Moment()
+    ended_at = Moment(allow_none=True)
+    outcome = fields.String(
+        allow_none=True,
+        metadata={
+            "description": "succeeded, failed, lost (its lease ran out), released, undelivered "
+            "(never taken up) or cancelled"
+        },
+    )
+    error_message = fields.String(allow_none=True)
+
+
+class AttemptsSchema(Answer):
+    """All leases of a job, oldest first."""
+
+    items = fields.List(fields.Nested(AttemptSchema))
+
+
 class ArtifactSchema(Answer):
     """A stored file of a job."""
 

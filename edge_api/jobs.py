@@ -9,7 +9,7 @@ from flask.views import MethodView
 
 from broker.errors import InvalidPayload, JobNotFound
 from broker.records import Job, NewJob
-from edge_api.answers import JobPageSchema, JobSchema
+from edge_api.answers import AttemptsSchema, JobPageSchema, JobSchema
 from edge_api.arguments import CancelArgs, CreateJobArgs, ListJobsArgs
 from edge_api.auth import USERS, Kind, principal
 from edge_api.fields import json_size
@@ -76,6 +76,17 @@ class OneJob(MethodView):
         if not caller.holds(job):
             raise JobNotFound
         return job
+
+
+@blp.route("/<string:job_id>/attempts", endpoint="attempts")
+class Attempts(MethodView):
+    """What became of each lease of a job."""
+
+    @blp.allow(*USERS)
+    @blp.response(200, AttemptsSchema)
+    def get(self, job_id: str) -> dict[str, Any]:
+        """List a job's leases: who had each, from when to when, and how it ended."""
+        return {"items": current_services().queue.catalog.attempts(job_id_of(job_id))}
 
 
 @blp.route("/<string:job_id>/cancel", endpoint="cancel")

@@ -27,6 +27,7 @@ MAY = {
     ("POST", "/api/queue/jobs"): USERS,
     ("GET", "/api/queue/jobs/<string:job_id>"): USERS | {"worker"},
     ("POST", "/api/queue/jobs/<string:job_id>/cancel"): USERS,
+    ("GET", "/api/queue/jobs/<string:job_id>/attempts"): USERS,
     ("GET", "/api/queue/jobs/<string:job_id>/events"): USERS,
     ("GET", "/api/queue/jobs/<string:job_id>/artifacts"): USERS,
     ("GET", "/api/queue/jobs/<string:job_id>/artifacts/<string:artifact_id>/download"): USERS,

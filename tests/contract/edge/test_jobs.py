@@ -104,6 +104,7 @@ def test_a_listing_refuses_what_makes_no_sense(user: Caller, query: str) -> None
 def test_what_is_no_job_is_not_found(edge: Edge, user: Caller, worker: Caller, name: str) -> None:
     for answer in (
         user.get(f"/jobs/{name}"),
+        user.get(f"/jobs/{name}/attempts"),
         user.get(f"/jobs/{name}/events"),
         user.get(f"/jobs/{name}/artifacts"),
         user.post(f"/jobs/{name}/cancel"),
@@ -136,6 +137,29 @@ def test_a_worker_sees_what_it_holds_and_nothing_else(
     assert edge.worker("w2").get(f"/jobs/{job_id}").data == absent.data
     worker.say(job_id, "complete")
     assert worker.get(f"/jobs/{job_id}").status_code == 404
+
+
+@pytest.mark.parametrize("edge", ["sqlite", "postgresql"], indirect=True)
+def test_every_lease_of_a_job_is_told_with_how_it_ended(edge: Edge, user: Caller) -> None:
+    job_id = user.post("/jobs", {"type": "t", "maxAttempts": 5}).json["id"]
+    assert user.get(f"/jobs/{job_id}/attempts").json == {"items": []}
+    one, two = edge.worker("w1"), edge.worker("w2")
+    one.job()
+    one.say(job_id, "release")
+    two.job()
+    two.say(job_id, "fail", errorMessage="no room", retryable=True, retryAfterSeconds=0)
+    one.job()
+    told = user.get(f"/jobs/{job_id}/attempts").json["items"]
+    assert [
+        (one["workerId"], one["fence"], one["attempt"], one["outcome"], one["errorMessage"])
+        for one in told
+    ] == [
+        ("w1", 1, 1, "released", None),
+        ("w2", 2, 1, "failed", "no room"),
+        ("w1", 3, 2, None, None),
+    ]
+    assert [one["endedAt"] is None for one in told] == [False, False, True]
+    assert "leaseId" not in told[2]
 
 
 def test_a_queued_job_is_cancelled_at_once(user: Caller, worker: Caller) -> None:
