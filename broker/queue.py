@@ -49,9 +49,12 @@ from broker.records import (
     Json,
     NewEvent,
     NewJob,
+    Redrive,
+    Redriven,
     Rejection,
     StoredFile,
 )
+from broker.redrive import Redriver
 from broker.reservations.keys import QUEUE_NAME
 from broker.reservations.store import Renewed, Reservations
 from broker.settings import QueueSettings
@@ -85,6 +88,7 @@ class JobQueue:
             ledger, reservations, index=self.index, expiry=self.expiry, clock=clock,
             settings=settings,
         )  # fmt: skip
+        self._redriver = Redriver(ledger, index=self.index, clock=clock)
         self._queue_names: LRUCache[str, str] = LRUCache(REMEMBERED)
         self._queues_met: set[str] = set()
         self._lock = threading.Lock()
@@ -125,6 +129,10 @@ class JobQueue:
             )
         self.index.put([job])
         return job
+
+    def redrive(self, asked: Redrive) -> Redriven:
+        """Bring back jobs that failed for good, in a new run; see ``Redriver.redrive``."""
+        return self._redriver.redrive(asked)
 
     # -- workers -----------------------------------------------------------------------------
 
@@ -269,7 +277,7 @@ class JobQueue:
         """Append to a job's log; entries with a ``worker_seq`` sent before are answered alike."""
         with self.ledger.write() as conn:
             job, _ = transitions.held(conn, job_id, holder)
-            made = events.append(conn, job, new, self.clock.now())
+            made = events.append(conn, job, new, transitions.not_before(job, self.clock.now()))
         self._take_up(job, holder)
         return made
 

@@ -192,18 +192,21 @@ class Sql(Enum):
 
     NEXT_FENCE = "fence + 1"
     NEXT_ATTEMPT = "attempt + 1"
+    NEXT_RUN = "run + 1"
     OWN_LEASE = "the lease it had"
     FIRST_START = "when it first started, else now"
 
 
+_NOW: Final = sa.bindparam("now_", type_=jobs.c.updated_at.type)
+#: now, or the last change if that is later: clocks differ, and a job's story goes forward only
+_NOT_BEFORE: Final = sa.case((jobs.c.updated_at > _NOW, jobs.c.updated_at), else_=_NOW)
 _SQL: Final[Mapping[Sql, sa.ColumnElement[Any]]] = MappingProxyType(
     {
         Sql.NEXT_FENCE: jobs.c.fence + 1,
         Sql.NEXT_ATTEMPT: jobs.c.attempt + 1,
+        Sql.NEXT_RUN: jobs.c.run + 1,
         Sql.OWN_LEASE: jobs.c.lease_id,
-        Sql.FIRST_START: sa.func.coalesce(
-            jobs.c.started_at, sa.bindparam("now_", type_=jobs.c.started_at.type)
-        ),
+        Sql.FIRST_START: sa.func.coalesce(jobs.c.started_at, _NOT_BEFORE),
     }
 )
 #: what may be asked of the rows beside their ids
@@ -212,8 +215,8 @@ _GUARDS: Final[Mapping[str, sa.ColumnElement[bool]]] = MappingProxyType(
         "status": jobs.c.status == sa.bindparam("is_status", type_=jobs.c.status.type),
         "lease_id": jobs.c.lease_id == sa.bindparam("is_lease_id"),
         "due": sa.and_(
-            sa.or_(jobs.c.next_attempt_at.is_(None), jobs.c.next_attempt_at <= sa.bindparam("now_")),
-            sa.or_(jobs.c.expires_at.is_(None), jobs.c.expires_at > sa.bindparam("now_")),
+            sa.or_(jobs.c.next_attempt_at.is_(None), jobs.c.next_attempt_at <= _NOW),
+            sa.or_(jobs.c.expires_at.is_(None), jobs.c.expires_at > _NOW),
         ),
     }
 )
@@ -257,7 +260,7 @@ def _transition(
         .values(
             version=jobs.c.version + 1,
             event_seq=jobs.c.event_seq + 1,
-            updated_at=sa.bindparam("now_", type_=jobs.c.updated_at.type),
+            updated_at=_NOT_BEFORE,
             **values,
             **{name: _SQL[value] for name, value in known},
         )
@@ -299,9 +302,7 @@ def open_attempts(conn: sa.Connection, rows: Sequence[Mapping[str, Any]]) -> Non
 
 _END_ATTEMPT: Final = (
     attempts.update()
-    .where(
-        attempts.c.job_id == sa.bindparam("job"), attempts.c.fence == sa.bindparam("at_fence")
-    )
+    .where(attempts.c.job_id == sa.bindparam("job"), attempts.c.fence == sa.bindparam("at_fence"))
     .values(
         ended_at=sa.bindparam("now_", type_=attempts.c.ended_at.type),
         outcome=sa.bindparam("how"),
@@ -336,7 +337,9 @@ def _lock_worker(dialect: str) -> Any:
 def say_hello(conn: sa.Connection, worker_id: str, info: Mapping[str, Any], now: datetime) -> None:
     """Record what a worker says of itself."""
     said = {"hello": dict(info), "hello_at": now}
-    upsert = _upsert(conn.dialect.name, workers).values(worker_id=worker_id, grants=0, first_seen_at=now, **said)
+    upsert = _upsert(conn.dialect.name, workers).values(
+        worker_id=worker_id, grants=0, first_seen_at=now, **said
+    )
     conn.execute(upsert.on_conflict_do_update(index_elements=[workers.c.worker_id], set_=said))
 
 

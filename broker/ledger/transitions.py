@@ -55,23 +55,23 @@ def grant(
     moved = transition(conn, ids, now=now, status=queued, due=True, to=granted) if ids else []
     if not moved:
         return []
-    open_attempts(conn, [_attempt(one.job, request, digest, now) for one in moved])
+    open_attempts(conn, [_attempt(one.job, request, digest) for one in moved])
     log, told = [], []
     for job, seq, _ in moved:
         payload = {"workerId": job.claimed_by, "attempt": job.attempt, "fence": job.fence}
-        log.append(events.row(job, seq, "Job claimed", payload, now))
-        told += [(job.id, row) for row in effects.granted(job, now)]
+        log.append(events.row(job, seq, "Job claimed", payload, job.updated_at))
+        told += [(job.id, row) for row in effects.granted(job, job.updated_at)]
     events.insert(conn, log)
     outbox.insert(conn, told, now)
     return sorted((one.job for one in moved), key=lambda job: (-job.priority, job.seq))
 
 
-def _attempt(job: Job, request: ClaimRequest, digest: str | None, now: datetime) -> dict[str, Any]:
+def _attempt(job: Job, request: ClaimRequest, digest: str | None) -> dict[str, Any]:
     return {
         "job_id": job.id, "fence": job.fence, "attempt": job.attempt, "run": job.run,
         "worker_id": request.worker_id, "lease_id": job.lease_id,
         "lease_seconds": request.lease_seconds, "claim_key": request.claim_key,
-        "claim_digest": digest, "started_at": now, "ended_at": None, "outcome": None,
+        "claim_digest": digest, "started_at": job.updated_at, "ended_at": None, "outcome": None,
         "error_message": None,
     }  # fmt: skip
 
@@ -119,6 +119,7 @@ def complete(
     now: datetime,
 ) -> Job:
     """End a lease with success."""
+    now = not_before(job, now)
     moved = _move(
         conn, job, Trigger.COMPLETE, now, digest=digest, finished_at=now, result=result,
         result_summary=result_summary, reason=None, error_message=None, error_type=None,
@@ -140,6 +141,7 @@ def fail(
     now: datetime,
 ) -> Job:
     """End a lease with failure: another attempt, the dead letter, or failed for good."""
+    now = not_before(job, now)
     if job.cancel_requested_at is not None:
         return cancel(conn, job, now=now, digest=digest)
     said = {
@@ -157,6 +159,7 @@ def fail(
 
 def lose(conn: sa.Connection, job: Job, *, now: datetime) -> Job:
     """End a lease that ran out: another attempt after a while, or the dead letter."""
+    now = not_before(job, now)
     if job.cancel_requested_at is not None:
         return cancel(conn, job, now=now)
     said = {
@@ -180,6 +183,7 @@ def release(
     now: datetime,
 ) -> Job:
     """Give a job back; costs no attempt. ``outcome`` is released or undelivered."""
+    now = not_before(job, now)
     if job.cancel_requested_at is not None:
         return cancel(conn, job, now=now, digest=digest)
     moved = _move(conn, job, Trigger.RELEASE, now, digest=digest, claimed_by=None)
@@ -236,6 +240,7 @@ def cancel(
     **values: Any,
 ) -> Job:
     """End a job from our side; ``reason`` is cancelled or expired."""
+    now = not_before(job, now)
     running = job.status is Status.RUNNING
     moved = _move(
         conn, job, Trigger.CANCEL, now, digest=digest, finished_at=now, reason=reason,
@@ -246,6 +251,14 @@ def cancel(
     told = effects.revoked(moved.job, moved.canvas, now, terminated=running)
     payload = {"reason": moved.job.cancel_reason or reason, "message": message}
     return _tell(conn, moved, "Job cancelled", payload, told, now)
+
+
+def not_before(job: Job, now: datetime) -> datetime:
+    """Return the moment, or the job's last change if that is later.
+
+    The clocks of two processes differ by a few milliseconds, and a job's story goes forward only.
+    """
+    return max(now, job.updated_at)
 
 
 # -- what they share -------------------------------------------------------------------------

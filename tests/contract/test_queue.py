@@ -524,3 +524,17 @@ def test_redis_away_keeps_every_promise_but_the_claim(
     assert queue.complete(job.id, holder(granted)).status is Status.SUCCEEDED
     upkeep.reconcile()
     assert claim(queue)[0].id == later.id
+
+
+def test_a_jobs_story_goes_forward_though_clocks_differ(queue: JobQueue, clock: SetClock) -> None:
+    job = queue.create(new())
+    clock.advance(-0.05)
+    [granted] = claim(queue)
+    assert granted.started_at == job.created_at
+    queue.append_events(job.id, holder(granted), [NewEvent(message="m")])
+    clock.advance(-0.05)
+    done = queue.complete(job.id, holder(granted))
+    assert done.finished_at is not None
+    assert job.created_at <= granted.started_at <= done.finished_at
+    moments = [event.created_at for event in queue.catalog.events(job.id)]
+    assert moments == sorted(moments)
