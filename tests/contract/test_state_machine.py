@@ -282,7 +282,7 @@ class QueueMachine(RuleBasedStateMachine):
             assert [job.id for job in granted] == expected
         if key and granted:
             self.keys[worker, key] = (granted, (lease_s, most))
-        self.absorb()
+        self.absorb(dies=dies)
         self.placed(*(job.id for job in granted), dies=dies)
 
     def claim_again(self, process: JobQueue, request: ClaimRequest, known: Any) -> None:
@@ -528,7 +528,7 @@ class QueueMachine(RuleBasedStateMachine):
         self.processes[at % 2] = self.process()
         self.upkeep = Upkeep(self.processes[0])
 
-    def absorb(self) -> None:
+    def absorb(self, *, dies: bool = False) -> None:
         """Take over what a sweep has ended, if it might."""
         now = self.clock.now()
         for row in self.rows(JobRow):
@@ -548,7 +548,7 @@ class QueueMachine(RuleBasedStateMachine):
             if outcome == "lost" and job.status is Status.QUEUED:
                 assert LOST_S[0] <= (row.next_attempt_at - now).total_seconds() <= LOST_S[1]
                 job.not_before = row.next_attempt_at
-            self.placed(job.id)
+            self.placed(job.id, dies=dies)
 
     # -- what must hold at any instant -------------------------------------------------------
 
