@@ -32,6 +32,9 @@ PLACES: Final = {
     "migrate": Place(
         "broker.commands.migrate:migrate", "Bring the ledger to this version's tables.", "edge"
     ),
+    "redrive": Place(
+        "broker.commands.redrive:redrive", "Bring back jobs that failed for good.", "edge"
+    ),
     "tokens": Place("broker.commands.tokens:tokens", "Create, list and revoke tokens.", "edge"),
     "up": Place("broker.stack.up:up", "Run everything on this machine until Ctrl-C.", "demo"),
 }

@@ -11,13 +11,32 @@ from flask.json.provider import DefaultJSONProvider
 from werkzeug.exceptions import HTTPException
 
 from broker.errors import DrawbridgeError
-from edge_api import artifacts, auth, errors, events, jobs, leases, ops, traffic, workers
+from edge_api import (
+    artifacts,
+    auth,
+    dead_letters,
+    errors,
+    events,
+    jobs,
+    leases,
+    ops,
+    traffic,
+    workers,
+)
 from edge_api.services import EXTENSION, Services
 from edge_api.settings import EdgeSettings
 from edge_api.smorest import Api
 
 #: every group of routes there is
-BLUEPRINTS = (jobs.blp, leases.blp, events.blp, artifacts.blp, workers.blp, ops.blp)
+BLUEPRINTS = (
+    jobs.blp,
+    leases.blp,
+    events.blp,
+    artifacts.blp,
+    dead_letters.blp,
+    workers.blp,
+    ops.blp,
+)
 
 
 def create_app(settings: EdgeSettings, *, services: Services | None = None) -> Flask:

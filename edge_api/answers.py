@@ -7,6 +7,7 @@ from typing import Any
 import marshmallow as ma
 from marshmallow import fields, validate
 
+from broker.records import RedriveOutcome
 from broker.states import Status
 from edge_api.arguments import LEVELS
 from edge_api.fields import Moment, camel
@@ -148,6 +149,29 @@ class AttemptsSchema(Answer):
     """All leases of a job, oldest first."""
 
     items = fields.List(fields.Nested(AttemptSchema))
+
+
+class RedriveItemSchema(Answer):
+    """What became of one job of a redrive."""
+
+    id = fields.UUID()
+    outcome = fields.String(
+        validate=validate.OneOf([str(outcome) for outcome in RedriveOutcome]),
+        metadata={"description": "matched: a dry run would bring it back"},
+    )
+    status = fields.String(allow_none=True, metadata={"description": "null: no such job"})
+    next_attempt_at = Moment(
+        allow_none=True, metadata={"description": "when it becomes ready; null: at once"}
+    )
+
+
+class RedrivenSchema(Answer):
+    """What a redrive did, or with ``dryRun`` would do."""
+
+    matched = fields.Integer(metadata={"description": "jobs that may be brought back"})
+    redriven = fields.Integer(metadata={"description": "jobs that were; 0 after a dry run"})
+    more = fields.Boolean(metadata={"description": "the filter means more than its limit"})
+    items = fields.List(fields.Nested(RedriveItemSchema))
 
 
 class ArtifactSchema(Answer):

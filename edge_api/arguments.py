@@ -11,6 +11,7 @@ from edge_api.fields import (
     DIGEST,
     INT32_MAX,
     INT32_MIN,
+    JOB_ID,
     LEASE_ID,
     MEDIA_TYPE,
     ONE_LINE,
@@ -92,6 +93,43 @@ class CancelArgs(Args):
     body_optional = True
 
     reason = fields.String(allow_none=True, load_default=None, validate=validate.Length(max=1000))
+
+
+class RedriveFilterArgs(Args):
+    """Which of the jobs that failed for good."""
+
+    status = fields.String(
+        load_default="dead_letter", validate=validate.OneOf(("dead_letter", "failed", "any"))
+    )
+    type = Word(longest=64, allow_none=True, load_default=None)
+    queue = Word(allow_none=True, load_default=None)
+    since = Moment(allow_none=True, load_default=None)
+    limit = Int(load_default=1000, validate=validate.Range(1, 10_000))
+
+
+class RedriveArgs(Args):
+    """What to bring back: these jobs, or those that a filter means."""
+
+    ids = fields.List(
+        fields.String(validate=JOB_ID),
+        allow_none=True,
+        load_default=None,
+        validate=validate.Length(min=1, max=1000),
+    )
+    filter = fields.Nested(RedriveFilterArgs, allow_none=True, load_default=None)
+    max_rate = Seconds(
+        allow_none=True,
+        load_default=None,
+        validate=validate.Range(0.01, 10_000),
+        metadata={"description": "jobs a second that become ready"},
+    )
+    dry_run = Flag(load_default=False)
+
+    @ma.validates_schema
+    def one_or_the_other(self, data: dict[str, Any], **_kwargs: Any) -> None:
+        """Ask for ids or a filter; a call without either is a mistake, not "all"."""
+        if (data["ids"] is None) == (data["filter"] is None):
+            raise ma.ValidationError("Give ids or a filter.", "ids")
 
 
 class WorkerArgs(Args):

@@ -49,6 +49,7 @@ class Matches(validate.Regexp):
 ONE_LINE: Final = Matches(r"[^\x00-\x1f\x7f]*", "Not one line of text.")
 WORKER_ID: Final = Matches(r"[A-Za-z0-9._-]{1,128}", "Not the name of a worker.")
 LEASE_ID: Final = Matches(r"[A-Za-z0-9_-]{1,64}", "Not a lease id.")
+JOB_ID: Final = Matches(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", "Not the id of a job.")
 QUEUE: Final = Matches(keys.QUEUE_NAME.pattern, "Not the name of a queue.")
 DIGEST: Final = Matches(r"sha256:[0-9a-f]{64}", "Not sha256: and 64 lower-case hex digits.")
 MEDIA_TYPE: Final = Matches(

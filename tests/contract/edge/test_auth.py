@@ -39,6 +39,7 @@ MAY = {
     ("POST", "/api/queue/jobs/<string:job_id>/cancel/ack"): {"worker"},
     ("POST", "/api/queue/jobs/<string:job_id>/events"): {"worker"},
     ("POST", "/api/queue/jobs/<string:job_id>/artifacts/upload"): {"worker"},
+    ("POST", "/api/queue/dead-letters/redrive"): {"operator"},
     ("POST", "/api/queue/workers/hello"): {"worker"},
     ("GET", "/api/queue/workers/tokens"): {"operator"},
     ("POST", "/api/queue/workers/tokens"): {"operator"},
