@@ -192,7 +192,6 @@ class Sql(Enum):
 
     NEXT_FENCE = "fence + 1"
     NEXT_ATTEMPT = "attempt + 1"
-    NEXT_RUN = "run + 1"
     OWN_LEASE = "the lease it had"
     FIRST_START = "when it first started, else now"
 
@@ -204,7 +203,6 @@ _SQL: Final[Mapping[Sql, sa.ColumnElement[Any]]] = MappingProxyType(
     {
         Sql.NEXT_FENCE: jobs.c.fence + 1,
         Sql.NEXT_ATTEMPT: jobs.c.attempt + 1,
-        Sql.NEXT_RUN: jobs.c.run + 1,
         Sql.OWN_LEASE: jobs.c.lease_id,
         Sql.FIRST_START: sa.func.coalesce(jobs.c.started_at, _NOT_BEFORE),
     }
