@@ -9,12 +9,15 @@ from celery import Celery
 
 from broker.bridge import maintenance
 from broker.bridge.consumer import BridgeStep, MessagesStep
+from broker.bridge.feed import survive_properties
 from broker.bridge.runtime import Bridge, Settings
 from broker.errors import ConfigurationError
 from broker.settings import BridgeSettings
 
 #: a backend that is away is waited for by the relay, not inside a call that holds its rows
 _BACKEND_RETRY: Final = {"max_retries": 1, "interval_start": 0.1, "interval_max": 0.1}
+#: a publish returns when RabbitMQ has the message: links are marked as sent only then
+_CONFIRMED: Final = {"confirm_publish": True}
 
 
 def make_app(settings: BridgeSettings) -> Celery:
@@ -71,6 +74,10 @@ def install(
     options = dict(app.conf.result_backend_transport_options or {})
     options.setdefault("retry_policy", _BACKEND_RETRY)
     app.conf.result_backend_transport_options = options
+    if app.connection_for_write().transport.driver_type == "amqp":
+        told = dict(app.conf.broker_transport_options or {})
+        app.conf.broker_transport_options = _CONFIRMED | told
+        survive_properties()
     bridge = Bridge(app, settings)
     maintenance.register(app, bridge.work)
     app.drawbridge = bridge

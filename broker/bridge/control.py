@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 #: how long one look at the mailbox waits
 LISTEN_S: Final = 0.5
+#: by when a broker that fell silent is noticed; a mailbox never speaks first
+HEARTBEAT_S: Final = 20
 
 
 class Mailbox:
@@ -53,6 +55,8 @@ class Mailbox:
         try:
             if self._connection is None:
                 self._open()
+            if self._connection.supports_heartbeats:
+                self._connection.heartbeat_check()
             self._connection.drain_events(timeout=LISTEN_S)
         except TimeoutError:
             return
@@ -67,7 +71,7 @@ class Mailbox:
             connection.release()
 
     def _open(self) -> None:
-        connection = self._app.connection_for_read()
+        connection = self._app.connection_for_read(heartbeat=HEARTBEAT_S)
         if not connection.supports_exchange_type("fanout"):
             raise OperationalError("this Celery broker has no remote control")
         self._connection = connection

@@ -12,7 +12,7 @@ import json
 import lzma
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, tzinfo
 from typing import Any, Final
 
@@ -24,6 +24,10 @@ from broker.records import Json, NewJob, Rejection
 RAW_MAX: Final = 2 * BODY_MAX
 #: names of Celery's own tasks begin with it
 BUILTIN: Final = "celery."
+#: the queue that a dead-lettered message was in first, says RabbitMQ
+_ORIGIN: Final = "x-first-death-queue"
+#: what RabbitMQ adds to the headers on the way; a redelivery is still the same message
+_ADDED: Final = ("x-death", "x-delivery-count", "x-first-death-", "x-last-death-")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +35,8 @@ class Builtin:
     """A task of Celery's own that a Celery worker has to execute."""
 
     name: str
+    #: inflated, where the worker would do it without a bound
+    body: bytes | str = b""
 
 
 Decoded = NewJob | Rejection | Builtin
@@ -85,6 +91,8 @@ class Decoder:
     #: names of Celery's own tasks that this app can execute
     builtins: frozenset[str]
     timezone: tzinfo = UTC
+    #: queues whose messages a broker may have parked in this one; they are theirs again
+    origins: frozenset[str] = frozenset()
 
     def redis(self, raw: bytes, channel: Any) -> Decoded:
         """Read an element of a Redis list; ``channel`` is kombu's, for its codecs alone."""
@@ -126,22 +134,27 @@ class Decoder:
             headers, properties = _plain(message.headers), _plain(message.properties)
             properties["delivery_info"] = _plain(message.delivery_info)
         except Unfit as unfit:
-            raw = body if isinstance(body, bytes) else body.encode()
+            raw = body if isinstance(body, bytes) else body.encode(errors="surrogatepass")
             return self._unreadable(raw, str(unfit))
-        if (name := self._builtin(headers)) is not None:
-            return Builtin(name)
+        properties.pop("application_headers", None)
+        origin = headers.get(_ORIGIN)
+        headers = {name: value for name, value in headers.items() if not _added(name)}
         error: str | None = None
         compression = getattr(message, "compression", None)
         try:
             if compression is not None:
-                body = inflate(body if isinstance(body, bytes) else body.encode(), compression)
+                raw = body if isinstance(body, bytes) else body.encode(errors="surrogatepass")
+                body = inflate(raw, compression)
         except Unfit as unfit:
             error = str(unfit)
+        if error is None and (name := self._builtin(headers)) is not None:
+            return Builtin(name, body)
         outer = {
             "content-type": message.content_type,
             "content-encoding": message.content_encoding,
         }
-        return self.read(
+        queue = origin if isinstance(origin, str) and origin in self.origins else self.queue
+        return replace(self, queue=queue).read(
             body, outer, headers=headers, properties=properties,
             priority=_number(properties.get("priority")), error=error,
         )  # fmt: skip
@@ -201,9 +214,21 @@ def _parts(outer: Json) -> tuple[dict[str, Json], dict[str, Json]] | None:
 
 
 def _plain(table: Mapping[str, Any] | None) -> dict[str, Json]:
-    """Make JSON of a table that may hold times, bytes and decimals (AMQP)."""
-    read: dict[str, Json] = payload.loads(json.dumps(dict(table or {}), default=str))
+    """Make JSON of a table that may hold times, bytes and decimals (AMQP).
+
+    Raises:
+        Unfit: it is nested too deep, or holds numbers that JSON has not.
+    """
+    try:
+        text = json.dumps(dict(table or {}), default=str, skipkeys=True)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise Unfit(f"the headers are no JSON: {str(error)[:200]}") from None
+    read: dict[str, Json] = payload.loads(text)
     return read
+
+
+def _added(name: str) -> bool:
+    return name.startswith(_ADDED)
 
 
 def _number(value: object) -> int:

@@ -61,7 +61,7 @@ class Drain:
         decoder: Decoder,
         *,
         revokes: Revokes,
-        read_ahead: int,
+        ahead: ReadAhead,
         overflow: str,
     ) -> None:
         """Drain the decoder's queue; Celery's own tasks go to the queue ``overflow``."""
@@ -69,7 +69,7 @@ class Drain:
         self._queue = queue
         self._decoder = decoder
         self._revokes = revokes
-        self._ahead = ReadAhead(queue, decoder.queue, mark=read_ahead)
+        self._ahead = ahead
         self._overflow = overflow
         self._token = secrets.token_hex(8)
         self._connection: Any = None

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 from typing import Final
 
+import amqp
 import redis
 import sqlalchemy as sa
 from kombu.exceptions import OperationalError
@@ -28,8 +29,11 @@ def is_outage(error: Exception) -> bool:
         Unavailable, OSError, OperationalError, redis.ConnectionError, redis.TimeoutError,
         sa.exc.OperationalError, sa.exc.InterfaceError,
     )  # fmt: skip
-    # py-amqp ships no types, and has a dozen classes for "the connection is gone"
-    return isinstance(error, away) or type(error).__module__.startswith("amqp.")
+    # py-amqp has a dozen classes for "the connection is gone"; a channel's errors, and a message
+    # that is not confirmed, are about what was asked
+    refusals = (amqp.ChannelError, amqp.exceptions.MessageNacked)
+    gone = isinstance(error, amqp.AMQPError) and not isinstance(error, refusals)
+    return gone or isinstance(error, away)
 
 
 class Loop:

@@ -17,7 +17,7 @@ from broker.bridge.announcer import Announcer
 from broker.bridge.answers import Answers
 from broker.bridge.control import Mailbox, quiet_revokes
 from broker.bridge.decode import BUILTIN, Decoder
-from broker.bridge.fetch import Drain
+from broker.bridge.fetch import Drain, ReadAhead
 from broker.bridge.loops import STOP_S, Loop
 from broker.bridge.nodes import Fleet
 from broker.bridge.relay import Relay
@@ -106,7 +106,14 @@ class Bridge:
     def decoder(self, queue: str) -> Decoder:
         """Return what reads the messages of a queue."""
         names = (name for name in self.app.tasks if name.startswith(BUILTIN))
-        return Decoder(queue=queue, builtins=frozenset(names), timezone=self.app.timezone)
+        return Decoder(
+            queue=queue, builtins=frozenset(names), timezone=self.app.timezone,
+            origins=frozenset(self.settings.bridge.queues),
+        )  # fmt: skip
+
+    def read_ahead(self, queue: str) -> ReadAhead:
+        """Return what bounds the jobs of a queue that wait with us."""
+        return ReadAhead(self.queue, queue, mark=self.settings.bridge.read_ahead)
 
     def start(self, nodename: str) -> None:
         """Start everything, as part of a Celery worker of that name; returns at once."""
@@ -161,7 +168,7 @@ class Bridge:
         self.drains = [
             Drain(
                 self.app, self.queue, self.decoder(name), revokes=self.revokes,
-                read_ahead=self.settings.bridge.read_ahead, overflow=maintenance.QUEUE,
+                ahead=self.read_ahead(name), overflow=maintenance.QUEUE,
             )
             for name in self.settings.bridge.queues
         ]  # fmt: skip
@@ -228,8 +235,8 @@ class Bridge:
         self.upkeep.prune(files=ArtifactStore(self.settings.stores.artifacts_dir))
 
     def _declare(self) -> None:
-        if not self.settings.bridge.declare_queues:
-            return
+        if not (self.by_drain and self.settings.bridge.declare_queues):
+            return  # a feed declares what it consumes
         with self.app.connection_for_write() as connection:
             for name in self.settings.bridge.queues:
                 self.app.amqp.queues[name](connection.default_channel).declare()

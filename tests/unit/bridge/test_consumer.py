@@ -9,8 +9,10 @@ import pytest
 from celery import Celery
 from kombu.transport.memory import Transport
 
-from broker.bridge.consumer import AGAIN_S, MessagesStep
+from broker.bridge.consumer import MessagesStep
 from broker.bridge.decode import Decoder
+from broker.bridge.feed import AGAIN_S
+from broker.bridge.fetch import COUNT_S
 from broker.errors import LedgerUnavailable
 from broker.records import Ingested, NewJob, Rejection
 
@@ -27,10 +29,14 @@ class Bridge:
             bridge=SimpleNamespace(queues=("remote",), declare_queues=True)
         )
         self.queue = self
+        self.room = 1_000
         self.revokes = SimpleNamespace(apply=lambda _ingested: None)
 
     def decoder(self, queue: str) -> Decoder:
         return Decoder(queue=queue, builtins=frozenset({"celery.accumulate"}))
+
+    def read_ahead(self, _queue: str) -> Any:
+        return SimpleNamespace(room=lambda: self.room, add=lambda _count: None)
 
     def ingest(self, items: list[NewJob | Rejection]) -> list[Ingested]:
         if self.away:
@@ -83,10 +89,7 @@ class Worker:
             self.app.send_task(name, kwargs={"n": 1}, queue="remote", **options)
 
     def unacked(self) -> int:
-        (consumer,) = self.step.consumers or [None]
-        if consumer is None:
-            return 0
-        qos = consumer.channel.qos
+        qos = self.step.feeds[0].consumer.channel.qos
         return len(qos._delivered) - len(qos._dirty)
 
     @property
@@ -134,6 +137,22 @@ def test_an_away_ledger_holds_what_came_and_asks_for_no_more(worker: Worker):
     assert [item.type for item in worker.bridge.ingested] == ["a", "b"]
     assert worker.unacked() == 0
     assert worker.later == []
+
+
+def test_a_full_ledger_asks_for_no_more_until_there_is_room(worker: Worker):
+    worker.bridge.room = 0
+    worker.send("a")
+    worker.turn()
+    assert worker.unacked() == 0
+    worker.send("b")
+    worker.turn()
+    assert [item.type for item in worker.bridge.ingested] == ["a"]
+    assert [s for s, *_ in worker.later] == [COUNT_S]
+    worker.bridge.room = 1
+    worker.wake()
+    worker.turn()
+    worker.turn()
+    assert [item.type for item in worker.bridge.ingested] == ["a", "b"]
 
 
 def test_celerys_own_tasks_go_to_the_stock_handler(worker: Worker):
