@@ -658,6 +658,7 @@ class QueueMachine(RuleBasedStateMachine):
                 assert len(where) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_any_calls_in_any_order_keep_the_contract(ledger: Ledger, valkey_url: str):
     seed = random.randrange(2**32)
