@@ -26,21 +26,24 @@ from broker.catalog import Catalog
 from broker.claims import Claims
 from broker.clock import Clock, from_ms, to_ms
 from broker.errors import (
+    DrawbridgeError,
     InvalidPayload,
     JobNotFound,
     LedgerUnavailable,
     NotAuthorized,
     OwnershipMismatch,
     ReservationsUnavailable,
+    Unavailable,
 )
 from broker.expiry import Expiry
 from broker.indexing import Indexer, load, with_flag
-from broker.ledger import artifacts, events, intake, jobs, migrate, transitions
+from broker.ledger import artifacts, batches, events, intake, jobs, migrate, transitions
 from broker.ledger.engine import Ledger
 from broker.policy import Eligibility
 from broker.records import (
     Artifact,
     ClaimRequest,
+    Completion,
     Event,
     Heartbeat,
     Holder,
@@ -143,6 +146,17 @@ class JobQueue:
             self._remember(job.id, job.queue)
         return granted
 
+    def claim_next(self, request: ClaimRequest) -> list[Job] | None:
+        """Claim for a worker that has just completed; None when that could not be tried.
+
+        What was completed stays so, whatever becomes of the claim; a claim of its own is told why.
+        """
+        try:
+            return self.claim(request)
+        except (InvalidPayload, Unavailable) as error:
+            log.warning("no next job: %s", error, extra={"worker": request.worker_id})
+            return None
+
     def eligibility(self, request: ClaimRequest) -> Eligibility:
         """Say which lanes a claim may see, for those who wait; raises as a claim would."""
         return self._claims.eligibility(request)
@@ -220,6 +234,35 @@ class JobQueue:
             )
         self.index.put([job])
         return job
+
+    def complete_many(
+        self, worker_id: str, completions: Sequence[Completion]
+    ) -> list[Job | DrawbridgeError]:
+        """End several leases with success, in one transaction; each is answered by itself.
+
+        One that is refused keeps no other from ending; again gives the same answers.
+        """
+        outcomes: dict[str, Job | DrawbridgeError] = {}
+        ending: list[batches.Ending] = []
+        now = self.clock.now()
+        with self.ledger.write() as conn:
+            found = batches.lock(conn, [one.job_id for one in completions])
+            for one in completions:
+                holder = Holder(worker_id=worker_id, lease_id=one.lease_id)
+                digest = _digest("complete", holder, one.result, one.result_summary)
+                try:
+                    job, repeated = transitions.answered(
+                        found.get(one.job_id), holder, digest=digest
+                    )
+                except DrawbridgeError as error:
+                    outcomes[one.job_id] = error
+                    continue
+                outcomes[one.job_id] = job
+                if not repeated:
+                    ending.append(batches.Ending(job, one.result, one.result_summary, digest))
+            done = batches.complete(conn, ending, now=now)
+        self.index.put(done.values())
+        return [done.get(one.job_id) or outcomes[one.job_id] for one in completions]
 
     def fail(
         self,

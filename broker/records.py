@@ -120,6 +120,16 @@ class Holder:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Completion:
+    """The good end of one of several jobs."""
+
+    job_id: str
+    lease_id: str | None = None
+    result: Json = None
+    result_summary: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ClaimRequest:
     """One claim call of an authenticated worker; ``policy`` is its credential's."""
 

@@ -82,6 +82,49 @@ class ClaimSchema(Answer):
     jobs = fields.List(fields.Nested(JobSchema))
 
 
+class CompletedSchema(JobSchema):
+    """The job, and what the worker was granted next."""
+
+    next = fields.Nested(
+        ClaimSchema,
+        allow_none=True,
+        metadata={"description": "null: not asked for, or the claim could not be tried"},
+    )
+
+    def get_attribute(self, obj: Any, attr: str, default: Any) -> Any:
+        """Look up the next claim beside the job and all else in it."""
+        if attr == "next":
+            return obj.next
+        return super().get_attribute(obj.job, attr, default)
+
+
+class RefusalSchema(Answer):
+    """Why one of several was refused."""
+
+    code = fields.String()
+    message = fields.String()
+
+
+class CompletionSchema(Answer):
+    """What became of one of several jobs: as a call of its own would have been answered."""
+
+    job_id = fields.String()
+    status = fields.Integer()
+    job = fields.Nested(JobSchema, allow_none=True)
+    detail = fields.Nested(RefusalSchema, allow_none=True)
+
+
+class CompletionsSchema(Answer):
+    """What became of each, in the order of the request, and what was granted next."""
+
+    items = fields.List(fields.Nested(CompletionSchema))
+    next = fields.Nested(
+        ClaimSchema,
+        allow_none=True,
+        metadata={"description": "null: not asked for, or the claim could not be tried"},
+    )
+
+
 class HeartbeatSchema(JobSchema):
     """The job with its new deadline, and orders for the worker."""
 

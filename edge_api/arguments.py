@@ -144,15 +144,20 @@ class HolderArgs(WorkerArgs):
     lease_id = fields.String(allow_none=True, load_default=None, validate=LEASE_ID)
 
 
-class ClaimArgs(WorkerArgs):
-    """What a worker would take."""
+class ClaimNextArgs(Args):
+    """What a worker would take next; such a claim never waits."""
 
     lease_seconds = Int(required=True, validate=validate.Range(1, LEASE_MAX_S))
     allowed_types = Words()
     worker_capabilities = Words()
-    wait_seconds = Seconds(load_default=0.0, validate=validate.Range(0, WAIT_MAX_S))
     max_jobs = Int(load_default=1, validate=validate.Range(1, 100))
     instance_id = Word(longest=128, allow_none=True, load_default=None)
+
+
+class ClaimArgs(WorkerArgs, ClaimNextArgs):
+    """What a worker would take."""
+
+    wait_seconds = Seconds(load_default=0.0, validate=validate.Range(0, WAIT_MAX_S))
 
 
 class ClaimHeaders(Args):
@@ -168,12 +173,41 @@ class HeartbeatArgs(HolderArgs):
 
 
 class CompleteArgs(HolderArgs):
-    """What came out."""
+    """What came out, and what the worker would take next."""
 
     body_holds = "result_max_bytes"
 
     result = fields.Raw(allow_none=True, load_default=None)
     result_summary = fields.String(allow_none=True, load_default=None)
+    claim_next = fields.Nested(ClaimNextArgs, allow_none=True, load_default=None)
+
+
+class CompletionArgs(Args):
+    """What came out of one of several jobs."""
+
+    job_id = fields.String(required=True, validate=validate.Length(max=64))
+    lease_id = fields.String(allow_none=True, load_default=None, validate=LEASE_ID)
+    result = fields.Raw(allow_none=True, load_default=None)
+    result_summary = fields.String(allow_none=True, load_default=None)
+
+
+class CompleteManyArgs(WorkerArgs):
+    """What came out of several jobs, and what the worker would take next."""
+
+    body_max = 1024 * KIB
+    body_holds = "result_max_bytes"
+
+    items = fields.List(
+        fields.Nested(CompletionArgs), required=True, validate=validate.Length(min=1, max=100)
+    )
+    claim_next = fields.Nested(ClaimNextArgs, allow_none=True, load_default=None)
+
+    @ma.validates_schema
+    def each_once(self, data: dict[str, Any], **_kwargs: Any) -> None:
+        """Refuse two ends for one job."""
+        ids = [one["job_id"] for one in data["items"]]
+        if len(set(ids)) < len(ids):
+            raise ma.ValidationError("Names a job twice.", "items")
 
 
 class FailArgs(HolderArgs):

@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from flask.views import MethodView
 
-from broker.errors import InvalidPayload
-from broker.records import ClaimRequest, Heartbeat, Job
-from edge_api.answers import ClaimSchema, HeartbeatSchema, JobSchema
+from broker.errors import DrawbridgeError, InvalidPayload
+from broker.records import ClaimRequest, Completion, Heartbeat, Holder, Job, Json
+from edge_api.answers import (
+    ClaimSchema,
+    CompletedSchema,
+    CompletionsSchema,
+    HeartbeatSchema,
+    JobSchema,
+)
 from edge_api.arguments import (
     CancelAckArgs,
     ClaimArgs,
     ClaimHeaders,
     CompleteArgs,
+    CompleteManyArgs,
     FailArgs,
     HeartbeatArgs,
     ReleaseArgs,
 )
 from edge_api.auth import Kind, principal
+from edge_api.errors import status_of
 from edge_api.fields import json_size
 from edge_api.holding import holder_of, job_id_of, own
 from edge_api.services import current_services
@@ -41,19 +53,9 @@ class Claim(MethodView):
         ---
         The same Idempotency-Key within the lease gives the same jobs again.
         """
-        caller = principal()
-        request = ClaimRequest(
-            worker_id=caller.worker,
-            policy=caller.policy,
-            lease_seconds=args["lease_seconds"],
-            allowed_types=args["allowed_types"] and tuple(args["allowed_types"]),
-            worker_capabilities=args["worker_capabilities"] and tuple(args["worker_capabilities"]),
-            max_jobs=args["max_jobs"],
-            claim_key=headers["idempotency_key"],
-            instance_id=args["instance_id"],
-        )
+        request = _request(args, headers["idempotency_key"])
         jobs = current_services().waiting.claim(request, wait_s=args["wait_seconds"])
-        return {"job": jobs[0] if jobs else None, "jobs": jobs}
+        return _granted(jobs)
 
 
 @blp.route("/<string:job_id>/heartbeat", endpoint="heartbeat")
@@ -70,30 +72,67 @@ class Beat(MethodView):
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Completed:
+    """A job that was completed, and the answer to the claim that came with it."""
+
+    job: Job
+    next: dict[str, Any] | None
+
+
 @blp.route("/<string:job_id>/complete", endpoint="complete")
 class Complete(MethodView):
     """The good end."""
 
     @blp.allow(Kind.WORKER)
     @blp.arguments(CompleteArgs)
-    @blp.response(200, JobSchema)
-    def post(self, args: dict[str, Any], job_id: str) -> Job:
-        """Say that the work is done.
+    @blp.arguments(ClaimHeaders, location="headers")
+    @blp.response(200, CompletedSchema)
+    def post(self, args: dict[str, Any], headers: dict[str, Any], job_id: str) -> Completed:
+        """Say that the work is done, and with claimNext ask for more.
 
         ---
-        A repeat with the same lease and the same result is answered alike.
+        A repeat with the same lease and the same result is answered alike, and claims the same
+        jobs: under the Idempotency-Key, or without one under the lease.
         """
         queue = current_services().queue
-        if json_size(args["result"]) > queue.settings.result_max_bytes:
-            raise InvalidPayload(f"result is larger than {queue.settings.result_max_bytes} bytes")
+        _check_result(args["result"])
         holder = holder_of(args)
+        claim = _next_claim(args, headers, [(job_id, holder.lease_id)])
         job = queue.complete(
             job_id_of(job_id),
             holder,
             result=args["result"],
             result_summary=args["result_summary"],
         )
-        return own(job, holder)
+        return Completed(own(job, holder), _claimed(claim))
+
+
+@blp.route("/complete", endpoint="complete_many")
+class CompleteMany(MethodView):
+    """The good end of several jobs."""
+
+    @blp.allow(Kind.WORKER)
+    @blp.arguments(CompleteManyArgs)
+    @blp.arguments(ClaimHeaders, location="headers")
+    @blp.response(200, CompletionsSchema)
+    def post(self, args: dict[str, Any], headers: dict[str, Any]) -> dict[str, Any]:
+        """Say of several jobs that the work is done, each answered by itself.
+
+        ---
+        One that is refused keeps no other from ending. A repeat is answered alike.
+        """
+        worker = principal().worker
+        ends = [Completion(**one) for one in args["items"]]
+        for end in ends:
+            _check_result(end.result)
+        claim = _next_claim(args, headers, [(end.job_id, end.lease_id) for end in ends])
+        outcomes = current_services().queue.complete_many(worker, ends)
+        items = [
+            _completion(end, Holder(worker_id=worker, lease_id=end.lease_id), outcome)
+            for end, outcome in zip(ends, outcomes, strict=True)
+        ]
+        return {"items": items, "next": _claimed(claim)}
 
 
 @blp.route("/<string:job_id>/fail", endpoint="fail")
@@ -148,3 +187,59 @@ class CancelAck(MethodView):
         holder = holder_of(args)
         queue = current_services().queue
         return own(queue.cancel_ack(job_id_of(job_id), holder, message=args["message"]), holder)
+
+
+def _request(args: dict[str, Any], key: str | None) -> ClaimRequest:
+    caller = principal()
+    return ClaimRequest(
+        worker_id=caller.worker,
+        policy=caller.policy,
+        lease_seconds=args["lease_seconds"],
+        allowed_types=args["allowed_types"] and tuple(args["allowed_types"]),
+        worker_capabilities=args["worker_capabilities"] and tuple(args["worker_capabilities"]),
+        max_jobs=args["max_jobs"],
+        claim_key=key,
+        instance_id=args["instance_id"],
+    )
+
+
+def _next_claim(
+    args: dict[str, Any], headers: dict[str, Any], ends: Sequence[tuple[str, str | None]]
+) -> ClaimRequest | None:
+    """Return the claim that came with completes, refused now if it may see nothing.
+
+    Its key is the caller's or, so that a repeat takes no other jobs, made of the leases that end.
+    """
+    if args["claim_next"] is None:
+        return None
+    key = headers["idempotency_key"]
+    if key is None and all(lease is not None for _, lease in ends):
+        key = "next:" + hashlib.sha256(json.dumps(sorted(ends)).encode()).hexdigest()
+    request = _request(args["claim_next"], key)
+    current_services().queue.eligibility(request)
+    return request
+
+
+def _claimed(claim: ClaimRequest | None) -> dict[str, Any] | None:
+    if claim is None:
+        return None
+    jobs = current_services().queue.claim_next(claim)
+    return None if jobs is None else _granted(jobs)
+
+
+def _granted(jobs: list[Job]) -> dict[str, Any]:
+    return {"job": jobs[0] if jobs else None, "jobs": jobs}
+
+
+def _completion(end: Completion, holder: Holder, outcome: Job | DrawbridgeError) -> dict[str, Any]:
+    if isinstance(outcome, DrawbridgeError):
+        return {
+            "job_id": end.job_id, "status": status_of(outcome), "job": None, "detail": outcome,
+        }  # fmt: skip
+    return {"job_id": end.job_id, "status": 200, "job": own(outcome, holder), "detail": None}
+
+
+def _check_result(result: Json) -> None:
+    most = current_services().settings.queue.result_max_bytes
+    if json_size(result) > most:
+        raise InvalidPayload(f"result is larger than {most} bytes")

@@ -11,6 +11,7 @@ import sqlalchemy as sa
 
 from broker import effects
 from broker.ledger import events, jobs, outbox
+from broker.ledger.transitions import not_before
 from broker.records import Job, RedriveFilter
 from broker.states import Trigger, sources, target
 
@@ -66,6 +67,7 @@ def redrive(
     back: list[Job] = []
     log, told = [], []
     for (job, canvas), due in dead:
+        at = not_before(job, now)
         to: dict[str, Any] = {
             "status": target(job.status, Trigger.REDRIVE), "run": job.run + 1, "attempt": 1,
             "claimed_by": None, "reason": None, "finished_at": None, "next_attempt_at": due,
@@ -78,9 +80,9 @@ def redrive(
             "run": moved.job.run, "requestedBy": requested_by,
             "nextAttemptAt": None if due is None else due.isoformat().replace("+00:00", "Z"),
         }  # fmt: skip
-        log.append(events.row(moved.job, moved.event_seq, "Job redriven", payload, now))
+        log.append(events.row(moved.job, moved.event_seq, "Job redriven", payload, at))
         error = effects.error_of(job)
-        told += [(job.id, row) for row in effects.retried(moved.job, error, now, worker=None)]
+        told += [(job.id, row) for row in effects.retried(moved.job, error, at, worker=None)]
         back.append(moved.job)
     events.insert(conn, log)
     outbox.insert(conn, told, now)

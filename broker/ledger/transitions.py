@@ -89,7 +89,11 @@ def held(
         OwnershipMismatch: another worker runs it.
         LeaseLost: this worker runs it under a newer lease.
     """
-    job = get(conn, job_id, lock=True)
+    return answered(get(conn, job_id, lock=True), holder, digest=digest)
+
+
+def answered(job: Job | None, holder: Holder, *, digest: str | None) -> tuple[Job, bool]:
+    """Check a job whose row is locked for its holder; answers and raises as ``held`` says."""
     if job is None:
         raise JobNotFound
     repeats = holder.lease_id is not None and digest is not None

@@ -34,6 +34,7 @@ MAY = {
     ("POST", "/api/queue/jobs/claim"): {"worker"},
     ("POST", "/api/queue/jobs/<string:job_id>/heartbeat"): {"worker"},
     ("POST", "/api/queue/jobs/<string:job_id>/complete"): {"worker"},
+    ("POST", "/api/queue/jobs/complete"): {"worker"},
     ("POST", "/api/queue/jobs/<string:job_id>/fail"): {"worker"},
     ("POST", "/api/queue/jobs/<string:job_id>/release"): {"worker"},
     ("POST", "/api/queue/jobs/<string:job_id>/cancel/ack"): {"worker"},
