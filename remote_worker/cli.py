@@ -12,13 +12,20 @@ from typing import Any
 
 import click
 
-from remote_worker import codex, daemon, log, preflight
+from remote_worker import codex, credentials, daemon, log, preflight
 from remote_worker.client import Client
 from remote_worker.errors import Misconfigured
 from remote_worker.handlers import HANDLERS
 from remote_worker.handlers.codex_payload import check_effort, check_model
 from remote_worker.redact import Redactor
-from remote_worker.settings import LOG_FORMATS, SANDBOXES, WAY_OUT, Settings, read_token
+from remote_worker.settings import (
+    GIT_AUTHOR,
+    LOG_FORMATS,
+    SANDBOXES,
+    WAY_OUT,
+    Settings,
+    read_token,
+)
 from remote_worker.spool import Spool
 from remote_worker.wire import Identity, Wire
 
@@ -87,6 +94,21 @@ _COMMON = (
         "--allow-repository", multiple=True,
         help="Repositories to take, exact or glob (Org/*, file:///srv/*); repeatable."
         " Without it: any on a host, none on this machine.",
+    ),
+    _option(
+        "--git-token-file", type=_PATH,
+        help="File with a token for the git host, mode 0600: private clones and publishing.",
+    ),
+    _option("--git-host", default="github.com", show_default=True, help="The token's host."),
+    _option("--use-gh", is_flag=True, help="Use the login of your `gh` in a token file's place."),
+    _option("--gh", default="gh", help="The GitHub CLI."),
+    _option("--forge-api", help="REST API for pull requests [the host's: GitHub or Enterprise]."),
+    _option(
+        "--git-author", default=GIT_AUTHOR, help="Whose the published commits are."
+    ),
+    _option(
+        "--allow-workflows", is_flag=True,
+        help="Publish patches that change .github/workflows too.",
     ),
     _option(
         "--pass-env", type=_Words(), default="",
@@ -190,6 +212,7 @@ def _settings(
     """Turn options into settings; what cannot work is a usage error."""
     if not check_model(options["model"]) or not check_effort(options["effort"]):
         raise click.UsageError("--model or --effort does not look like one")
+    token_file = options["git_token_file"]
     names = (*WAY_OUT, *options["pass_env"])
     passed = {name: os.environ[name] for name in names if name in os.environ}
     try:
@@ -214,6 +237,13 @@ def _settings(
             effort=options["effort"],
             time_limit_s=options["time_limit"],
             pass_environment=passed,
+            git_token_file=token_file and token_file.expanduser().absolute(),
+            git_host=options["git_host"],
+            use_gh=options["use_gh"],
+            gh=options["gh"],
+            forge_api=options["forge_api"],
+            git_author=options["git_author"],
+            allow_workflows=options["allow_workflows"],
             path=os.environ.get("PATH", os.defpath),
         )
     except Misconfigured as error:
@@ -235,7 +265,8 @@ def _connect(settings: Settings) -> tuple[Wire, Callable[[], Redactor]]:
     )
 
     def make_redactor() -> Redactor:
-        return Redactor([token, *settings.passed_secrets(), *codex.secrets(settings)])
+        known = (*settings.passed_secrets(), *codex.secrets(settings))
+        return Redactor([token, *known, *credentials.secrets(settings)])
 
     return Wire(settings.url, token=token, identity=identity), make_redactor
 

@@ -69,3 +69,9 @@ class JobFailed(WorkerError):
         self.retryable = retryable
         #: artifact name and where the file lies; what does not exist is left out
         self.files = tuple(files)
+
+    def with_files(self, files: Sequence[tuple[str, Path]]) -> "JobFailed":
+        """Return the same failure with the files that explain it."""
+        return JobFailed(
+            str(self), error_type=self.error_type, retryable=self.retryable, files=files
+        )

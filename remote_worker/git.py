@@ -4,10 +4,12 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
+from remote_worker.credentials import Credential
 from remote_worker.errors import WorkerError
 from remote_worker.output import Captured, ToFile, TooMuchOutput
-from remote_worker.process import Command, Interrupt, TimeLimitExceeded, run
+from remote_worker.process import Command, Interrupt, Sink, TimeLimitExceeded, run
 
 #: For what happens on this machine alone.
 LOCAL_LIMIT_S = 300.0
@@ -40,6 +42,17 @@ _CONFIG = (
     "maintenance.auto=false",
 )
 
+#: The commands that talk to a host, and may have to say who they are.
+_REMOTE = frozenset({"ls-remote", "fetch", "push"})
+
+
+class Output(Sink, Protocol):
+    """Takes what git writes, and keeps the end of its complaints."""
+
+    @property
+    def err(self) -> str:
+        """Return the end of what was written to stderr."""
+
 
 class GitFailed(WorkerError):
     """A git command ended badly, or did not end in time."""
@@ -57,6 +70,7 @@ class Git:
     allow_file: bool = False
     #: what the operator passes through: proxies and certificate files
     environment: Mapping[str, str] = field(default_factory=dict)
+    credential: Credential | None = None
 
     def text(
         self,
@@ -82,20 +96,26 @@ class Git:
         with path.open("wb") as file:
             self._run(args, cwd, ToFile(file, limit=limit), LOCAL_LIMIT_S, environment)
 
+    def feed(self, sink: Output, *args: str, cwd: Path) -> None:
+        """Run git and hand what it writes to a sink."""
+        self._run(args, cwd, sink, LOCAL_LIMIT_S, None)
+
     def _run(
         self,
         args: tuple[str, ...],
         cwd: Path,
-        sink: Captured | ToFile,
+        sink: Output,
         time_limit_s: float,
         environment: Mapping[str, str] | None,
     ) -> None:
         """Run git; GitFailed carries the end of what it complained."""
         protocols = ("protocol.file.allow=always",) if self.allow_file else ()
+        asks = self.credential is not None and _verb(args) in _REMOTE
         command = Command(
             argv=(
                 self.program,
                 *(part for setting in (*_CONFIG, *protocols) for part in ("-c", setting)),
+                *(self.credential.git_options() if asks and self.credential else ()),
                 *args,
             ),
             cwd=cwd,

@@ -19,6 +19,7 @@ from remote_worker.wire import Wire
 log = logging.getLogger(__name__)
 
 _NOT_OURS = frozenset({403, 404, 409, 410})
+_CONFIRM_PAUSE_S = 1.0
 #: A grant that was not taken up within 30 s goes back; after this long it is not worth trying.
 _TAKE_UP_S = 20.0
 _TAKE_UP_PAUSE_S = 1.0
@@ -57,7 +58,10 @@ class Lease:
         self._on_drain = on_drain
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
+        self._beating = threading.Lock()
         self._deadline: float | None = None
+        #: when the last heartbeat that renewed was sent
+        self._renewed: float | None = None
         self._ended = False
         self._cancelled = False
         self._progress: Mapping[str, object] | None = None
@@ -75,6 +79,22 @@ class Lease:
                 raise LeaseLost("stopped before the grant was taken up")
         self._thread = threading.Thread(target=self._run, name=f"lease {self._job.id}", daemon=True)
         self._thread.start()
+
+    def confirm(self, *, max_age_s: float, tries: int = 5) -> bool:
+        """Say whether the edge confirmed the lease that recently, asking it if need be.
+
+        For what cannot be taken back: a heartbeat answered a moment ago, and not just a deadline
+        that has not come.
+        """
+        for again in range(tries):
+            if self.interruption() is not None or (again and self._stop.wait(_CONFIRM_PAUSE_S)):
+                return False
+            renewed = self._renewed
+            if renewed is not None and self._terms.clock() - renewed < max_age_s:
+                return True
+            self._beat()
+        renewed = self._renewed
+        return renewed is not None and self._terms.clock() - renewed < max_age_s
 
     def stop(self) -> None:
         """End the heartbeats; the lease is left to whatever the last report made of it."""
@@ -110,6 +130,11 @@ class Lease:
 
     def _beat(self) -> bool:
         """Send one heartbeat and say whether the edge renewed the lease."""
+        with self._beating:
+            return self._beat_alone()
+
+    def _beat_alone(self) -> bool:
+        """Do it, one at a time: the deadline must not move back."""
         lease_s = self._terms.lease_s
         sent = self._terms.clock()
         try:
@@ -134,6 +159,7 @@ class Lease:
         lease_s = float(self._terms.lease_s)
         held = lease_s if beat.expires_in_s is None else min(lease_s, beat.expires_in_s)
         self._deadline = sent + held - margin_s(held)
+        self._renewed = sent
         if beat.cancel_requested and not self._cancelled:
             log.info("cancel requested", extra={"action": "cancel", "job_id": self._job.id})
             self._cancelled = True

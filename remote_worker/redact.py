@@ -16,7 +16,8 @@ _SHAPES = (
     rb"github_pat_[A-Za-z0-9_]{30,255}",
     rb"glpat-[A-Za-z0-9_-]{20,255}",
     rb"drb_(?:opr|prd|wkr)_[A-Za-z0-9]{12}_[A-Za-z0-9]{43}_[A-Za-z0-9]{6}",
-    rb"sk-[A-Za-z0-9_-]{20,255}",
+    # A digit, and nothing before: "task-" and "sk-" begin many a name that is no secret.
+    rb"(?<![A-Za-z0-9_-])sk-(?=[A-Za-z_-]{0,255}[0-9])[A-Za-z0-9_-]{20,255}",
     rb"(?:AKIA|ASIA)[A-Z0-9]{16}",
     (
         rb"-----BEGIN [A-Z ]{0,40}PRIVATE KEY-----[^-]{0,8000}"
@@ -84,6 +85,10 @@ class Redactor:
         """Return a fresh stream filter."""
         return RedactedStream(self._pattern, hold=self._hold)
 
+    def scan(self) -> "SecretScan":
+        """Return a fresh search."""
+        return SecretScan(self._pattern, hold=self._hold)
+
 
 class RedactedStream:
     """Gives back what was fed without secrets, late by the bytes that might still become one."""
@@ -119,3 +124,30 @@ class RedactedStream:
         out.append(data[done:end])
         self._held = data[end:]
         return b"".join(out)
+
+
+class SecretScan:
+    """Says whether a secret is in what was fed, wherever it was cut."""
+
+    def __init__(self, pattern: re.Pattern[bytes], *, hold: int) -> None:
+        self._pattern = pattern
+        self._hold = hold
+        self._held = bytearray()
+        self._found = False
+
+    def feed(self, chunk: bytes) -> None:
+        """Take some more."""
+        self._held += chunk
+        # Short chunks are gathered: each look goes over what was held back once more.
+        if len(self._held) >= 8 * self._hold:
+            self._look()
+            del self._held[: -self._hold]
+
+    def close(self) -> bool:
+        """Return whether there was one."""
+        self._look()
+        return self._found
+
+    def _look(self) -> None:
+        """Search what is held."""
+        self._found = self._found or self._pattern.search(self._held) is not None

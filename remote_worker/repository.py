@@ -37,6 +37,16 @@ class Repository:
         return self.canonical.startswith("file://")
 
     @property
+    def host(self) -> str:
+        """Return the host; of one on this machine there is none."""
+        return "" if self.is_local else self.canonical.partition("/")[0]
+
+    @property
+    def path(self) -> str:
+        """Return owner and name."""
+        return self.canonical.partition("/")[2]
+
+    @property
     def url(self) -> str:
         """Return where it is cloned from."""
         return self.canonical if self.is_local else f"https://{self.canonical}.git"

@@ -13,8 +13,13 @@ from remote_worker.errors import Misconfigured
 
 PREFIX = "/api/queue"
 _WORKER_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+_HOST = re.compile(r"(?:[a-z0-9-]+\.)+[a-z][a-z0-9-]*")
+_AUTHOR = re.compile(r"[^<>\x00-\x1f]+ <[^<>\s\x00-\x1f]+>")
 _MAX_TOKEN_FILE = 64 * 1024
+_MADE_AT_EDGE = "put there what `drawbridge tokens create --kind worker` makes"
 SANDBOXES = ("read-only", "workspace-write", "danger-full-access")
+#: who published commits are by, where the owner says nothing else
+GIT_AUTHOR = "Drawbridge <drawbridge@localhost>"
 LOG_FORMATS = ("auto", "text", "json")
 #: What a program must know of the way out of this machine; passed on when it is set.
 WAY_OUT = (
@@ -56,6 +61,19 @@ class Settings:
     #: variables of the daemon's environment that children get as well, with their values
     pass_environment: Mapping[str, str] = field(default_factory=dict, repr=False)
     path: str = os.defpath
+    #: the token for one git host; without it only public repositories, and no publishing
+    git_token_file: Path | None = None
+    git_host: str = "github.com"
+    #: the owner's own `gh` login in the token file's place
+    use_gh: bool = False
+    gh: str = "gh"
+    owner_home: Path = field(default_factory=Path.home)
+    #: where pull requests are opened, when it is not where the host has its API by custom
+    forge_api: str | None = None
+    #: who the published commits are by
+    git_author: str = GIT_AUTHOR
+    #: a published patch may touch what the forge runs by itself
+    allow_workflows: bool = False
 
     def passed_secrets(self) -> list[str]:
         """Return what is secret of the passed variables: all values, of a proxy its password."""
@@ -72,18 +90,26 @@ class Settings:
                 f"worker id {self.worker_id!r}: use 1-128 letters, digits, '.', '_' and '-'"
                 " (--worker-id, the name its token was made for)"
             )
+        if not _HOST.fullmatch(self.git_host):
+            raise Misconfigured(f"--git-host {self.git_host!r}: write a host's name, lower case")
+        if not _AUTHOR.fullmatch(self.git_author):
+            raise Misconfigured(f"--git-author {self.git_author!r}: write Name <address>")
+        if self.forge_api is not None:
+            check_url(self.forge_api, option="--forge-api")
 
 
-def check_url(url: str) -> None:
+def check_url(url: str, *, option: str = "--url") -> None:
     """Refuse an edge that could be anybody: https, or plain http on this machine alone."""
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise Misconfigured(f"--url {url!r}: write https://host[:port]")
+        raise Misconfigured(f"{option} {url!r}: write https://host[:port]")
     if parts.username or parts.password or parts.query or parts.fragment:
-        raise Misconfigured("--url takes no user, password, query or fragment: https://host[:port]")
+        raise Misconfigured(
+            f"{option} takes no user, password, query or fragment: https://host[:port]"
+        )
     if parts.scheme == "http" and not _is_loopback(parts.hostname):
         raise Misconfigured(
-            f"--url {url!r} would send the token in the clear: use https"
+            f"{option} {url!r} would send the token in the clear: use https"
             " (http is taken for this machine's own address only, as in http://127.0.0.1:8080)"
         )
 
@@ -98,7 +124,7 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
-def read_token(path: Path) -> str:
+def read_token(path: Path, *, way_out: str = _MADE_AT_EDGE) -> str:
     """Return the token; a file that others may read is refused, for it keeps no secret."""
     try:
         with path.open("rb") as file:
@@ -106,8 +132,7 @@ def read_token(path: Path) -> str:
             text = file.read(_MAX_TOKEN_FILE).decode("ascii").strip()
     except OSError as error:
         raise Misconfigured(
-            f"token file {path}: {error.strerror}; `drawbridge tokens create --kind worker` makes"
-            " a token, put it into a file of your own with mode 0600"
+            f"token file {path}: {error.strerror}; {way_out}, in a file of your own with mode 0600"
         ) from None
     except UnicodeDecodeError:
         raise Misconfigured(f"token file {path} holds no token: it is not ASCII text") from None

@@ -2,16 +2,20 @@
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 
-from remote_worker import codex
+from remote_worker import codex, credentials
 from remote_worker.errors import JobFailed
-from remote_worker.git import Git
+from remote_worker.git import Git, GitFailed
+from remote_worker.handlers import patch_rules
+from remote_worker.handlers import publish as pub
 from remote_worker.handlers import workspace as ws
 from remote_worker.handlers.codex_events import Transcript
 from remote_worker.handlers.codex_payload import CodexTask, parse_task
 from remote_worker.handlers.context import Context, Outcome
+from remote_worker.handlers.publish_payload import Mode
 from remote_worker.output import Log
 from remote_worker.process import Command, TimeLimitExceeded, run
 from remote_worker.repository import allowed
@@ -29,25 +33,42 @@ _MAX_WORDS = 1000
 def codex_exec(context: Context) -> Outcome:
     """Run one job."""
     task = parse_task(context.job.payload)
-    if task.ref is not None:
-        ws.check_ref(task.ref)
+    for ref in (task.ref, task.publish.base_branch):
+        if ref is not None:
+            ws.check_ref(ref)
     if not allowed(task.repository, context.settings.allow_repository):
         raise JobFailed(
             f"this worker does not take {task.repository.canonical}"
             " (its owner decides with --allow-repository)",
             error_type="repository_not_allowed",
         )
+    pub.check_possible(context, task.repository, task.publish)
     begun = time.monotonic()
     git = _git(context, task)
     context.step(f"cloning {task.repository.canonical} at {task.ref or 'its default branch'}")
     workspace = ws.prepare(
         git, task.repository, ref=task.ref, depth=task.depth, directory=context.directory
     )
+    pub.check_base(workspace, task.publish)
     context.step(f"starting codex on {workspace.base_commit[:12]}")
     transcript = _run_codex(context, task, workspace)
     context.step("collecting the changes")
     changes = _collect(context, git, workspace)
-    return _outcome(context, task, workspace, changes, transcript, seconds=time.monotonic() - begun)
+    published = _publish(context, git, task, workspace, changes, transcript)
+    run_of = _Run(task, workspace, changes, transcript, published, time.monotonic() - begun)
+    return _outcome(context, run_of)
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """All that is known of a run that came to its end."""
+
+    task: CodexTask
+    workspace: ws.Workspace
+    changes: ws.Changes
+    transcript: Transcript
+    published: pub.Published
+    seconds: float
 
 
 def _git(context: Context, task: CodexTask) -> Git:
@@ -63,7 +84,10 @@ def _git(context: Context, task: CodexTask) -> Git:
         environment={
             "PATH": context.settings.path,
             **{name: value for name, value in passed.items() if name in WAY_OUT},
+            # git's own name for it: built on GnuTLS, it does not know the usual one.
+            **({"GIT_SSL_CAINFO": bundle} if (bundle := passed.get("SSL_CERT_FILE")) else {}),
         },
+        credential=credentials.of(context.settings),
     )
 
 
@@ -129,12 +153,17 @@ def _collect(context: Context, git: Git, workspace: ws.Workspace) -> ws.Changes:
         changes = ws.collect(
             git, workspace, directory=context.directory, patch=_path(context, PATCH_NAME)
         )
-    except ws.CollectFailed as error:
+        if changes.patch is not None:
+            patch_rules.refuse_secrets(
+                git, context.redactor, git_dir=context.directory / ws.COLLECTED,
+                base_commit=workspace.base_commit,
+            )  # fmt: skip
+    except (ws.CollectFailed, GitFailed) as error:
         raise JobFailed(
-            str(error),
-            error_type="collect_failed",
-            files=[(LOG_NAME, _path(context, LOG_NAME))],
+            str(error), error_type="collect_failed", files=[_log_file(context)]
         ) from None
+    except JobFailed as refused:
+        raise refused.with_files([_log_file(context)]) from None
     if changes.unnested:
         context.events.append(
             "warn", f"{changes.unnested} nested repositories were taken as plain files"
@@ -142,34 +171,48 @@ def _collect(context: Context, git: Git, workspace: ws.Workspace) -> ws.Changes:
     return changes
 
 
-def _outcome(
-    context: Context,
-    task: CodexTask,
-    workspace: ws.Workspace,
-    changes: ws.Changes,
+def _publish(
+    context: Context, git: Git, task: CodexTask, workspace: ws.Workspace, changes: ws.Changes,
     transcript: Transcript,
-    *,
-    seconds: float,
-) -> Outcome:
+) -> pub.Published:  # fmt: skip
+    """Publish what was changed, if that is the wish; a patch that may not be, stays an artifact."""
+    if changes.patch is None or task.publish.mode is Mode.NONE:
+        return pub.Published(mode=task.publish.mode)
+    work = pub.Work(
+        repository=task.repository,
+        workspace=workspace,
+        instruction=task.instruction,
+        patch=changes.patch,
+        last_message=transcript.last_message,
+    )
+    try:
+        return pub.publish(context, git, task.publish, work)
+    except JobFailed as refused:
+        files = [_log_file(context), (PATCH_NAME, changes.patch)]
+        raise refused.with_files(files) from None
+
+
+def _outcome(context: Context, run_of: _Run) -> Outcome:
     """Say what was done; README.md documents the result's keys."""
+    task, changes, transcript = run_of.task, run_of.changes, run_of.transcript
     model, effort = _models(context, task)
-    summary = _summary(task, workspace, changes, transcript, seconds=seconds)
+    summary = _summary(run_of)
     result = {
         "summary": summary,
         "patch": None,
         "log": None,
         "changedFiles": _first(changes.files),
         "changedFilesTotal": len(changes.files),
-        "baseCommit": workspace.base_commit,
-        "publish": {"mode": "none", "branch": None, "url": None, "error": None},
-        "durationSeconds": round(seconds, 1),
+        "baseCommit": run_of.workspace.base_commit,
+        "publish": run_of.published.as_result(),
+        "durationSeconds": round(run_of.seconds, 1),
         "model": model,
         "effort": effort,
         "exitCode": 0,
         "lastMessage": transcript.last_message,
         "usage": transcript.usage or None,
     }
-    files = [(LOG_NAME, _path(context, LOG_NAME))]
+    files = [_log_file(context)]
     references = {"log": LOG_NAME}
     if changes.patch is not None:
         files.append((PATCH_NAME, changes.patch))
@@ -183,22 +226,27 @@ def _first(files: Sequence[str]) -> list[str]:
     return [name for name, size in zip(files, sizes, strict=False) if size <= _MAX_FILES_BYTES]
 
 
-def _summary(
-    task: CodexTask,
-    workspace: ws.Workspace,
-    changes: ws.Changes,
-    transcript: Transcript,
-    *,
-    seconds: float,
-) -> str:
+def _summary(run_of: _Run) -> str:
     """Return one line for people, and the agent's own last word."""
-    count = len(changes.files)
+    count = len(run_of.changes.files)
     what = "nothing" if not count else "1 file" if count == 1 else f"{count} files"
-    where = f"{task.repository.canonical} at {workspace.base_commit[:12]}"
-    first = f"Changed {what} in {where} in {seconds:.0f} s"
-    if transcript.last_message is None:
-        return first
-    return f"{first}: {transcript.last_message.strip()[:_MAX_WORDS]}"
+    where = f"{run_of.task.repository.canonical} at {run_of.workspace.base_commit[:12]}"
+    first = f"Changed {what} in {where} in {run_of.seconds:.0f} s{_said_of(run_of.published)}"
+    last = run_of.transcript.last_message
+    return first if last is None else f"{first}: {last.strip()[:_MAX_WORDS]}"
+
+
+def _said_of(published: pub.Published) -> str:
+    """Return what a summary says of publishing."""
+    if published.error is not None:
+        half = f"; pushed as {published.branch}, but" if published.branch else ","
+        return f"{half} NOT published as {published.mode}: {published.error}"
+    return f", published as {published.url or published.branch}" if published.branch else ""
+
+
+def _log_file(context: Context) -> tuple[str, Path]:
+    """Return the log as an artifact."""
+    return LOG_NAME, _path(context, LOG_NAME)
 
 
 def _path(context: Context, name: str) -> Path:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from remote_worker.errors import JobFailed
+from remote_worker.handlers.publish_payload import Publish, parse_publish
 from remote_worker.repository import InvalidRepository, Repository, parse
 
 _MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}")
@@ -27,6 +28,7 @@ class CodexTask:
     effort: str | None
     time_limit_s: int | None
     depth: int
+    publish: Publish
 
 
 def parse_task(payload: Mapping[str, object]) -> CodexTask:
@@ -35,7 +37,9 @@ def parse_task(payload: Mapping[str, object]) -> CodexTask:
     Only `repository` names the repository: by this key the edge decided who may have the job, so
     another spelling of it must not be able to name another one.
     """
-    _refuse_what_is_not_here_yet(payload)
+    mode = payload.get("workdirMode")
+    if mode not in (None, "fresh_clone"):
+        raise _invalid(f"workdirMode {mode!r} is not supported: use 'fresh_clone'")
     codex = payload.get("codex")
     inner = codex if isinstance(codex, dict) else {}
     return CodexTask(
@@ -50,6 +54,7 @@ def parse_task(payload: Mapping[str, object]) -> CodexTask:
         depth=_DEFAULT_DEPTH
         if (depth := _count(payload.get("depth"), "depth", 0, _MAX_DEPTH)) is None
         else depth,
+        publish=parse_publish(payload.get("publish")),
     )
 
 
@@ -61,21 +66,6 @@ def check_model(value: str | None) -> bool:
 def check_effort(value: str | None) -> bool:
     """Say whether a reasoning effort is one."""
     return value is None or _EFFORT.fullmatch(value) is not None
-
-
-def _refuse_what_is_not_here_yet(payload: Mapping[str, object]) -> None:
-    """Fail what this worker cannot do before anything of it is done."""
-    mode = payload.get("workdirMode")
-    if mode not in (None, "fresh_clone"):
-        raise _invalid(f"workdirMode {mode!r} is not supported: use 'fresh_clone'")
-    publish = payload.get("publish")
-    if publish is not None and not isinstance(publish, dict):
-        raise _invalid("publish is an object with a mode")
-    wanted = (publish or {}).get("mode")
-    if wanted not in (None, "none"):
-        raise _invalid(
-            f"publish.mode {wanted!r} is not supported: use 'none' and apply the patch artifact"
-        )
 
 
 def _repository(value: object) -> Repository:

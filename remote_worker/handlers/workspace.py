@@ -16,6 +16,7 @@ from pathlib import Path
 
 from remote_worker.errors import JobFailed, WorkerError
 from remote_worker.git import Git, GitFailed
+from remote_worker.handlers.plain_files import copy_plain, is_plain
 from remote_worker.repository import Repository
 
 #: Cloning is bounded too: a slot is not for sale by a slow server.
@@ -24,6 +25,8 @@ CLONE_LIMIT_S = 1800.0
 MAX_PATCH = 100 * 1024 * 1024
 _MAX_INDEX = 256 * 1024 * 1024
 
+#: The git directory whose index holds what the run left.
+COLLECTED = "collect.git"
 _BASE_REF = "refs/drawbridge/base"
 _SHA = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 # Narrower than git: what a refspec, an option or a revision could be read out of is no ref here.
@@ -101,7 +104,7 @@ def prepare(
         raise JobFailed(f"no clone could be begun: {error}", error_type="invalid_ref") from None
     try:
         start = _resolve(git, repository, ref, cwd=base)
-        _fetch(git, repository, start, depth=depth, base=base)
+        fetch(git, repository, start.refspec, depth=depth, base=base)
         commit = git.text(
             f"--git-dir={base}", "rev-parse", "--verify", "--end-of-options",
             f"{_BASE_REF}^{{commit}}", cwd=base,
@@ -150,23 +153,23 @@ def _resolve(git: Git, repository: Repository, ref: str | None, *, cwd: Path) ->
     return _Start(name, short if name.startswith(_HEADS) else None)
 
 
-def _fetch(git: Git, repository: Repository, start: _Start, *, depth: int, base: Path) -> None:
-    """Bring the starting commit; one the server gives only as part of a branch, by its branch."""
+def fetch(git: Git, repository: Repository, refspec: str, *, depth: int, base: Path) -> None:
+    """Bring a starting commit; one the server gives only as part of a branch, by its branch."""
     options = ("--quiet", "--no-tags", "--no-recurse-submodules", "--no-write-fetch-head")
     shallow = (f"--depth={depth}",) if depth else ()
 
-    def fetch(*args: str) -> None:
+    def bring(*args: str) -> None:
         git.text(
             f"--git-dir={base}", "fetch", *options, *args, cwd=base, time_limit_s=CLONE_LIMIT_S
         )
 
     try:
-        fetch(*shallow, "--", repository.url, f"+{start.refspec}:{_BASE_REF}")
+        bring(*shallow, "--", repository.url, f"+{refspec}:{_BASE_REF}")
     except GitFailed as error:
-        if not _SHA.fullmatch(start.refspec) or "not our ref" not in str(error):
+        if not _SHA.fullmatch(refspec) or "not our ref" not in str(error):
             raise
-        fetch("--", repository.url, "+refs/heads/*:refs/drawbridge/heads/*")
-        git.text(f"--git-dir={base}", "update-ref", _BASE_REF, start.refspec, cwd=base)
+        bring("--", repository.url, "+refs/heads/*:refs/drawbridge/heads/*")
+        git.text(f"--git-dir={base}", "update-ref", _BASE_REF, refspec, cwd=base)
 
 
 def _check_out(
@@ -207,7 +210,7 @@ def _collect(git: Git, workspace: Workspace, *, directory: Path, patch: Path) ->
     if not stat.S_ISDIR(repo.lstat().st_mode):
         raise CollectFailed("the workspace was replaced by something else")
     unnested = _unnest(repo, directory / "nested")
-    clean = directory / "collect.git"
+    clean = directory / COLLECTED
     git.text("init", "--quiet", "--bare", "--template=", "--", str(clean), cwd=directory)
     _borrow(clean, workspace.base_git)
     here = (f"--git-dir={clean}", f"--work-tree={repo}")
@@ -255,7 +258,7 @@ def _add_forced(git: Git, here: tuple[str, ...], *, repo: Path, clean: Path) -> 
     The index is read from a copy, by the clean git; one it cannot read names nothing.
     """
     copy = clean / "theirs"
-    if not _copy_plain(repo / ".git" / "index", copy, limit=_MAX_INDEX):
+    if not copy_plain(repo / ".git" / "index", copy, limit=_MAX_INDEX):
         return
     try:
         listing = git.text(
@@ -264,7 +267,7 @@ def _add_forced(git: Git, here: tuple[str, ...], *, repo: Path, clean: Path) -> 
     except GitFailed:
         return
     ours = set(git.text(*here, "ls-files", "-z", cwd=repo).split("\0"))
-    forced = [name for name in listing.split("\0") if name not in ours and _is_plain(repo, name)]
+    forced = [name for name in listing.split("\0") if name not in ours and is_plain(repo, name)]
     if forced:
         wanted = clean / "forced"
         wanted.write_bytes("\0".join(forced).encode(errors="surrogateescape"))
@@ -272,29 +275,3 @@ def _add_forced(git: Git, here: tuple[str, ...], *, repo: Path, clean: Path) -> 
             "--literal-pathspecs", *here, "add", "--force",
             f"--pathspec-from-file={wanted}", "--pathspec-file-nul", cwd=repo,
         )  # fmt: skip
-
-
-def _is_plain(repo: Path, name: str) -> bool:
-    """Say whether a name is a file or link inside the workspace, reached through no link."""
-    path = repo / name
-    if not name or any(parent.is_symlink() for parent in path.parents if repo in parent.parents):
-        return False
-    try:
-        mode = path.lstat().st_mode
-    except OSError:
-        return False
-    return stat.S_ISREG(mode) or stat.S_ISLNK(mode)
-
-
-def _copy_plain(source: Path, target: Path, *, limit: int) -> bool:
-    """Copy a regular file of the agent's, refusing links, pipes and giants."""
-    try:
-        number = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except OSError:
-        return False
-    with os.fdopen(number, "rb") as file:
-        info = os.fstat(number)
-        if not stat.S_ISREG(info.st_mode) or info.st_size > limit:
-            return False
-        target.write_bytes(file.read(limit))
-    return True

@@ -3,15 +3,42 @@
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from remote_worker.client import Client, Pace
+from remote_worker.handlers import HANDLERS
+from remote_worker.job import parse_job
+from remote_worker.lease import Terms
+from remote_worker.redact import Redactor
+from remote_worker.run import JobRun
 from remote_worker.settings import Settings
+from remote_worker.spool import Spool
 from remote_worker.wire import Identity, Wire
-from tests.unit.remote_worker.edge import TOKEN, WORKER, FakeEdge
+from tests.unit.remote_worker.edge import TOKEN, WORKER, FakeEdge, Held
+
+Run = Callable[..., Held]
+
+# Edits, tells it in Codex's events, and writes down what it was given.
+GOOD = """
+import json, os, sys
+from pathlib import Path
+here = Path(sys.argv[sys.argv.index("--cd") + 1])
+seen = {"argv": sys.argv[1:], "stdin": sys.stdin.read(), "env": dict(os.environ)}
+seen["cwd"] = os.getcwd()
+Path(%(seen)r).write_text(json.dumps(seen))
+(here / "a.txt").write_text("changed\\n")
+(here / "new.txt").write_text("new\\n")
+print("starting", file=sys.stderr)
+for event in (
+    {"type": "item.completed", "item": {"type": "agent_message", "text": "All %(token)s done."}},
+    {"type": "turn.completed", "usage": {"input_tokens": 12, "output_tokens": 3}},
+):
+    print(json.dumps(event), flush=True)
+"""
 
 
 @pytest.fixture
@@ -97,3 +124,37 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def source(template: Path, tmp_path: Path) -> Path:
     """Give the test its own copy of the repository."""
     return Path(shutil.copytree(template, tmp_path / "source"))
+
+
+@pytest.fixture
+def seen(tmp_path: Path) -> Path:
+    return tmp_path / "seen.json"
+
+
+@pytest.fixture
+def run(
+    client: Client, edge: FakeEdge, make_settings: Callable[..., Settings], source: Path,
+    tmp_path: Path, seen: Path,
+) -> Run:  # fmt: skip
+    def call(code: str, *, settings: dict[str, object] | None = None, **payload: object) -> Held:
+        codex = tmp_path / "codex"
+        codex.write_text(f"#!{sys.executable} -IS\n{code % {'seen': str(seen), 'token': TOKEN}}")
+        codex.chmod(0o755)
+        url = f"file://{source}"
+        given = {"codex": str(codex), "allow_repository": (url,), "concurrency": 1}
+        worker = make_settings(**(given | (settings or {})))
+        worker.work_dir.mkdir(exist_ok=True)
+        spool = Spool(worker.work_dir)
+        spool.open()
+        held = edge.offer(**({"repository": url, "instruction": "Change it."} | payload))
+        job_run = JobRun(
+            parse_job(held.job), client=client, settings=worker, spool=spool, handlers=HANDLERS,
+            redactor=Redactor([TOKEN]), terms=Terms(lease_s=60, interval_s=0.1),
+            stopping=lambda: False, on_drain=lambda: None,
+        )  # fmt: skip
+        assert job_run.run()
+        spool.close()
+        assert list((worker.work_dir / "jobs").iterdir()) == []
+        return held
+
+    return call

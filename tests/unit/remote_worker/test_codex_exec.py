@@ -3,76 +3,12 @@
 import json
 import os
 import subprocess
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from remote_worker.client import Client
-from remote_worker.handlers import HANDLERS
-from remote_worker.job import parse_job
-from remote_worker.lease import Terms
-from remote_worker.redact import Redactor
-from remote_worker.run import JobRun
-from remote_worker.settings import Settings
-from remote_worker.spool import Spool
-from tests.unit.remote_worker.conftest import run_git
-from tests.unit.remote_worker.edge import TOKEN, FakeEdge, Held
-
-Run = Callable[..., Held]
-
-# Edits, tells it in Codex's events, and writes down what it was given.
-GOOD = """
-import json, os, sys
-from pathlib import Path
-here = Path(sys.argv[sys.argv.index("--cd") + 1])
-seen = {"argv": sys.argv[1:], "stdin": sys.stdin.read(), "env": dict(os.environ)}
-seen["cwd"] = os.getcwd()
-Path(%(seen)r).write_text(json.dumps(seen))
-(here / "a.txt").write_text("changed\\n")
-(here / "new.txt").write_text("new\\n")
-print("starting", file=sys.stderr)
-for event in (
-    {"type": "item.completed", "item": {"type": "agent_message", "text": "All %(token)s done."}},
-    {"type": "turn.completed", "usage": {"input_tokens": 12, "output_tokens": 3}},
-):
-    print(json.dumps(event), flush=True)
-"""
-
-
-@pytest.fixture
-def seen(tmp_path: Path) -> Path:
-    return tmp_path / "seen.json"
-
-
-@pytest.fixture
-def run(
-    client: Client, edge: FakeEdge, make_settings: Callable[..., Settings], source: Path,
-    tmp_path: Path, seen: Path,
-) -> Run:  # fmt: skip
-    def call(code: str, *, settings: dict[str, object] | None = None, **payload: object) -> Held:
-        codex = tmp_path / "codex"
-        codex.write_text(f"#!{sys.executable} -IS\n{code % {'seen': str(seen), 'token': TOKEN}}")
-        codex.chmod(0o755)
-        url = f"file://{source}"
-        given = {"codex": str(codex), "allow_repository": (url,), "concurrency": 1}
-        worker = make_settings(**(given | (settings or {})))
-        worker.work_dir.mkdir(exist_ok=True)
-        spool = Spool(worker.work_dir)
-        spool.open()
-        held = edge.offer(**({"repository": url, "instruction": "Change it."} | payload))
-        job_run = JobRun(
-            parse_job(held.job), client=client, settings=worker, spool=spool, handlers=HANDLERS,
-            redactor=Redactor([TOKEN]), terms=Terms(lease_s=60, interval_s=0.1),
-            stopping=lambda: False, on_drain=lambda: None,
-        )  # fmt: skip
-        assert job_run.run()
-        spool.close()
-        assert list((worker.work_dir / "jobs").iterdir()) == []
-        return held
-
-    return call
+from tests.unit.remote_worker.conftest import GOOD, Run, run_git
+from tests.unit.remote_worker.edge import TOKEN
 
 
 def test_a_whole_job(run: Run, source: Path, seen: Path, tmp_path: Path) -> None:
@@ -180,7 +116,9 @@ def test_the_workers_own_limit_is_the_longest(run: Run) -> None:
         ({"repository": "ext::sh -c x"}, "invalid_repository"),
         ({"ref": "--upload-pack=x"}, "invalid_ref"),
         ({"ref": "nowhere"}, "clone_failed"),
-        ({"publish": {"mode": "pr"}}, "invalid_payload"),
+        ({"publish": {"mode": "pr"}}, "publish_not_possible"),
+        ({"publish": {"mode": "fork"}}, "invalid_payload"),
+        ({"publish": {"mode": "branch", "baseBranch": "-x"}}, "invalid_ref"),
         ({"workdirMode": "reuse"}, "invalid_payload"),
         ({"instruction": ""}, "invalid_payload"),
     ],

@@ -10,7 +10,7 @@ from remote_worker.job import Beat, Job, parse_job
 from remote_worker.lease import Lease, Terms, interval_s, margin_s
 from remote_worker.wire import Wire
 from tests.processes import until
-from tests.unit.remote_worker.edge import FakeEdge, error_page, refusal
+from tests.unit.remote_worker.edge import Answer, FakeEdge, error_page, refusal
 
 
 class Time:
@@ -252,4 +252,40 @@ def test_a_heartbeat_that_hangs_does_not_keep_a_lease_alive(job: Job, time: Time
     time.now += 56
     assert lease.interruption() is Interruption.LEASE_LOST
     release.set()
+    lease.stop()
+
+
+def test_a_fresh_heartbeat_confirms_and_an_old_one_asks_again(
+    make_lease: Callable[..., Lease], edge: FakeEdge, time: Time
+) -> None:
+    lease = make_lease()
+    assert not lease.confirm(max_age_s=10)
+    lease.take_up()
+    time.now += 9.9
+    assert lease.confirm(max_age_s=10)
+    assert len(edge.asked("/heartbeat")) == 1
+    time.now += 0.1
+    assert lease.confirm(max_age_s=10)
+    assert len(edge.asked("/heartbeat")) == 2
+    lease.stop()
+
+
+@pytest.mark.parametrize(
+    "answer,asked", [(error_page(502), 5), (refusal(409, "job_ownership_mismatch"), 1)]
+)
+def test_without_the_edges_word_nothing_is_confirmed(
+    make_lease: Callable[..., Lease],
+    edge: FakeEdge,
+    time: Time,
+    monkeypatch: pytest.MonkeyPatch,
+    answer: Answer,
+    asked: int,
+) -> None:
+    monkeypatch.setattr("remote_worker.lease._CONFIRM_PAUSE_S", 0.01)
+    lease = make_lease()
+    lease.take_up()
+    time.now += 10
+    edge.instead("/heartbeat", answer, times=99)
+    assert not lease.confirm(max_age_s=10)
+    assert len(edge.asked("/heartbeat")) == 1 + asked
     lease.stop()

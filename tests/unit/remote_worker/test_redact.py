@@ -56,7 +56,7 @@ def test_every_usual_spelling(spelled: str) -> None:
         GITHUB,
         "github_pat_" + "A1_" * 20,
         "AKIA" + "Z" * 16,
-        "sk-" + "a" * 40,
+        "sk-" + "a1" * 20,
         "drb_wkr_" + "a" * 12 + "_" + "b" * 43 + "_" + "c" * 6,
         "-----BEGIN OPENSSH PRIVATE KEY-----\n"
         + "b3Blbn\n" * 200
@@ -88,3 +88,21 @@ def test_nothing_else_changes() -> None:
 
 def test_what_no_edge_takes_is_replaced() -> None:
     assert Redactor().text("a\0b\ud800c") == "a\ufffdb?c"
+
+
+@pytest.mark.parametrize(
+    "text", ["task-list-item-checkbox-2-wrapper", "class='sk-spinner-double-bounce-animated'"]
+)
+def test_names_that_look_a_little_like_a_key_stay(text: str) -> None:
+    assert Redactor().text(text) == text
+
+
+@pytest.mark.parametrize("size", [1, 7, 9000])
+@pytest.mark.parametrize("far", [0, 100_000])
+def test_a_search_finds_a_secret_wherever_it_is_cut(size: int, far: int) -> None:
+    data = b"." * far + b"password-1" + b"." * far
+    for secret, found in (("password-1", True), ("password-2", False)):
+        scan = Redactor([secret]).scan()
+        for at in range(0, len(data), size):
+            scan.feed(data[at : at + size])
+        assert scan.close() is found
