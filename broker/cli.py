@@ -28,6 +28,9 @@ class Place:
 PLACES: Final = {
     "beat": Place("broker.bridge.cli:beat", "Run Celery beat, which nudges the bridge.", "bridge"),
     "bridge": Place("broker.bridge.cli:bridge", "Run the bridge to Celery.", "bridge"),
+    "doctor": Place(
+        "broker.commands.doctor:doctor", "Look whether all is well, and say what to do.", "edge"
+    ),
     "edge": Place("edge_api.cli:edge", "Serve the HTTP API that remote workers reach.", "edge"),
     "migrate": Place(
         "broker.commands.migrate:migrate", "Bring the ledger to this version's tables.", "edge"

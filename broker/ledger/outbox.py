@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import fields
 from datetime import datetime, timedelta
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import sqlalchemy as sa
 
@@ -145,3 +145,25 @@ def oldest(conn: sa.Connection) -> datetime | None:
     )
     moment: datetime | None = conn.scalar(query)
     return moment
+
+
+class Parked(NamedTuple):
+    """Effects that were given up, and what became of the last of them."""
+
+    rows: int
+    kind: str | None = None
+    job_id: str | None = None
+    error: str | None = None
+
+
+def parked(conn: sa.Connection) -> Parked:
+    """Tell of the effects that no relay tries any more."""
+    given_up = outbox.c.parked_at.is_not(None)
+    rows = conn.scalar(sa.select(sa.func.count()).select_from(outbox).where(given_up)) or 0
+    last = conn.execute(
+        sa.select(outbox.c.kind, outbox.c.job_id, outbox.c.last_error)
+        .where(given_up)
+        .order_by(outbox.c.parked_at.desc())
+        .limit(1)
+    ).first()
+    return Parked(0) if last is None else Parked(rows, last.kind, last.job_id, last.last_error)

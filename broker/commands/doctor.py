@@ -1,0 +1,103 @@
+"""The command ``drawbridge doctor``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Final
+
+import click
+
+from broker.commands import ledger_checks, redis_checks
+from broker.commands.findings import Finding, Level, skipped
+from broker.errors import ConfigurationError, LedgerUnavailable
+from broker.ledger.engine import Ledger
+from broker.settings import BridgeSettings, StoreSettings
+
+_MARKS: Final = {Level.OK: "ok", Level.NOTICE: "NOTE", Level.PROBLEM: "PROBLEM", Level.SKIPPED: "-"}
+
+
+@click.command()
+@click.option("--broker-url", help="The Celery broker; default: DRAWBRIDGE_BROKER_URL.")
+@click.option("--result-backend", help="Celery's; default: DRAWBRIDGE_RESULT_BACKEND.")
+@click.option("--json", "as_json", is_flag=True, help="Say it for a script.")
+@click.pass_context
+def doctor(
+    ctx: click.Context, *, broker_url: str | None, result_backend: str | None, as_json: bool
+) -> None:
+    """Look whether all is well, and say what to do where it is not.
+
+    Changes nothing. Exits with 1 when there is a problem.
+    """
+    celery = BridgeSettings.from_env()
+    told = {
+        "celery broker": broker_url or celery.broker_url,
+        "result backend": result_backend or celery.result_backend,
+    }
+    others = {name: url for name, url in told.items() if url is not None}
+    found = list(examine(StoreSettings.from_env(), others))
+    bad = [one for one in found if one.level is Level.PROBLEM]
+    if as_json:
+        click.echo(json.dumps({"ok": not bad, "checks": [_for_scripts(one) for one in found]}))
+    else:
+        click.echo("\n".join(_for_people(found)))
+    ctx.exit(1 if bad else 0)
+
+
+def examine(settings: StoreSettings, others: Mapping[str, str]) -> Iterator[Finding]:
+    """Look at everything; what lies behind something broken is skipped."""
+    ledger = Ledger(settings.database_url, synchronous=settings.sqlite_synchronous)
+    try:
+        reached = ledger_checks.reach(settings.database_url, ledger)
+        yield reached
+        known = reached.level is Level.OK
+        if known:
+            yield ledger_checks.clock(ledger)
+        servers = _servers(settings.reservations_url, others)
+        yield from servers
+        answers = servers[0].level is Level.OK
+        if known:
+            yield from _inside(ledger, settings.reservations_url, answers=answers)
+        else:
+            yield skipped("contents", "The ledger cannot be read.")
+    finally:
+        ledger.close()
+
+
+def _servers(url: str, others: Mapping[str, str]) -> list[Finding]:
+    try:
+        return list(redis_checks.server(url, others))
+    except ValueError as error:
+        raise ConfigurationError(
+            f"A URL of a Redis cannot be read; write redis://host:port/db ({error})"
+        ) from error
+
+
+def _inside(ledger: Ledger, url: str, *, answers: bool) -> Iterator[Finding]:
+    """Look at what lies in the stores."""
+    try:
+        yield from ledger_checks.contents(ledger)
+        queues = ledger_checks.queues(ledger)
+    except LedgerUnavailable as error:
+        yield skipped("contents", error.message)
+        return
+    if answers:
+        yield from redis_checks.life(url, queues)
+    else:
+        yield skipped("bridge", "The reservations do not answer.")
+
+
+def _for_scripts(one: Finding) -> dict[str, str | None]:
+    return {
+        "check": one.check, "status": one.level, "message": one.message, "wayOut": one.way_out,
+    }  # fmt: skip
+
+
+def _for_people(found: Sequence[Finding]) -> list[str]:
+    wide = max(len(one.check) for one in found)
+    lines = []
+    for one in found:
+        lines.append(f"{_MARKS[one.level]:7}  {one.check:{wide}}  {one.message}")
+        if one.way_out is not None:
+            lines.append(f"{'':7}  {'':{wide}}  → {one.way_out}")
+    return lines
