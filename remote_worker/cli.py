@@ -1,6 +1,7 @@
 """The command line: the only reader of the environment; here everything is put together."""
 
 import json
+import logging
 import os
 import sys
 import uuid
@@ -28,6 +29,8 @@ from remote_worker.settings import (
 )
 from remote_worker.spool import Spool
 from remote_worker.wire import Identity, Wire
+
+logger = logging.getLogger(__name__)
 
 _PREFIX = "DRAWBRIDGE_"
 
@@ -166,6 +169,10 @@ def run(
     if not passed.ok or passed.welcome is None:
         _show(passed, stream_is_stderr=True)
         sys.exit(daemon.EXIT_PREFLIGHT)
+    for gate in passed.warnings:
+        logger.warning(
+            "%s: %s → %s", gate.name, gate.detail, gate.way_out, extra={"action": "gate"}
+        )
     spool = Spool(settings.work_dir)
     try:
         spool.open()
@@ -197,9 +204,12 @@ def check(*, as_json: bool, log_format: str, **options: object) -> None:
     passed = preflight.check(settings, wire)
     if as_json:
         gates = [
-            {"name": g.name, "ok": g.ok, "detail": g.detail, "wayOut": g.way_out or None}
+            {
+                "name": g.name, "ok": g.ok, "warning": g.warning, "detail": g.detail,
+                "wayOut": g.way_out or None,
+            }
             for g in passed.gates
-        ]
+        ]  # fmt: skip
         click.echo(json.dumps({"ok": passed.ok, "gates": gates}))
     else:
         _show(passed, stream_is_stderr=False)
@@ -275,7 +285,13 @@ def _show(passed: preflight.Passed, *, stream_is_stderr: bool) -> None:
     """Print the gates as a table, with the way out of each closed one."""
     width = max(len(gate.name) for gate in passed.gates)
     for gate in passed.gates:
-        mark = click.style("ok  ", fg="green") if gate.ok else click.style("FAIL", fg="red")
+        mark = (
+            click.style("FAIL", fg="red")
+            if not gate.ok
+            else click.style("warn", fg="yellow")
+            if gate.warning
+            else click.style("ok  ", fg="green")
+        )
         click.echo(f"{mark} {gate.name:<{width}}  {gate.detail}", err=stream_is_stderr)
         if gate.way_out:
             click.echo(f"     {'':<{width}}  → {gate.way_out}", err=stream_is_stderr)

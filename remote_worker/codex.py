@@ -28,6 +28,11 @@ def login_status_argv(settings: Settings) -> list[str]:
     return [settings.codex, "login", "status"]
 
 
+def sandbox_argv(settings: Settings) -> list[str]:
+    """Return the command that does nothing, in Codex's own sandbox."""
+    return [settings.codex, "sandbox", "--", "true"]
+
+
 def exec_argv(
     settings: Settings, *, repo: Path, model: str | None, effort: str | None
 ) -> list[str]:

@@ -10,15 +10,24 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from remote_worker import codex
-from remote_worker.errors import Refused, Unanswered
+from remote_worker import codex, credentials, isolation
+from remote_worker.credentials import Credential
+from remote_worker.errors import Misconfigured, Refused, Unanswered
 from remote_worker.job import Job, Welcome
-from remote_worker.settings import Settings
+from remote_worker.settings import UNSANDBOXED, Settings
 from remote_worker.wire import Wire
 
 #: 2.38 is the first to know `safe.bareRepository`; an older git would ignore it without a word.
 GIT_MIN = (2, 38)
 _PROGRAM_LIMIT_S = 30.0
+
+
+_SANDBOX_WAY_OUT = (
+    "allow user namespaces (sysctl kernel.unprivileged_userns_clone=1, user.max_user_namespaces,"
+    " kernel.apparmor_restrict_unprivileged_userns=0; in a container the runtime forbids them), or"
+    " say with --codex-sandbox danger-full-access that this machine is itself the sandbox: as it"
+    " is, every command of the agent fails, and the job succeeds without a change"
+)
 
 
 class Closed(Exception):
@@ -36,8 +45,10 @@ class Gate:
     name: str
     ok: bool
     detail: str
-    #: what to do about it; empty when it is open
+    #: what to do about it; empty when it is open and all is well
     way_out: str = ""
+    #: open, and yet jobs may not go as their senders think
+    warning: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +64,11 @@ class Passed:
         """Say whether claiming may begin."""
         return self.welcome is not None and all(gate.ok for gate in self.gates)
 
+    @property
+    def warnings(self) -> tuple[Gate, ...]:
+        """Return the gates that are open with a warning."""
+        return tuple(gate for gate in self.gates if gate.warning)
+
 
 def check(settings: Settings, wire: Wire) -> Passed:
     """Try every gate, also behind a closed one: a person mends them all at once."""
@@ -66,6 +82,11 @@ def check(settings: Settings, wire: Wire) -> Passed:
         gates.append(found)
         if found.ok:
             gates.append(_try("codex login", lambda: _codex_login(settings)))
+            gates.append(_codex_sandbox(settings))
+    gates.append(_isolation(settings))
+    credential = credentials.of(settings)
+    if credential is not None:
+        gates.append(_try("git credential", lambda: _git_credential(credential)))
     edge = _try("edge", lambda: _edge(wire))
     gates.append(edge)
     welcomes: list[Welcome] = []
@@ -132,6 +153,50 @@ def _codex_login(settings: Settings) -> str:
                 " (as this user), or name another with --codex-home",
             ) from None
     return f"{text.strip().splitlines()[0] if text.strip() else 'yes'} ({settings.codex_home})"
+
+
+def _codex_sandbox(settings: Settings) -> Gate:
+    """Try Codex's sandbox: where it cannot work, Codex runs to its end and changes nothing."""
+    name = "codex sandbox"
+    if settings.codex_sandbox == UNSANDBOXED:
+        return Gate(name=name, ok=True, detail=f"off (--codex-sandbox {UNSANDBOXED})")
+    with _codex_environment(settings) as environment:
+        trial = isolation.codex_sandbox(settings, environment, cwd=Path(environment["HOME"]))
+    detail = f"{settings.codex_sandbox}: {trial.detail}"
+    match trial.answer:
+        case isolation.Answer.YES:
+            return Gate(name=name, ok=True, detail=detail)
+        case isolation.Answer.NO:
+            return Gate(name=name, ok=True, detail=detail, warning=True, way_out=_SANDBOX_WAY_OUT)
+        case isolation.Answer.UNKNOWN:
+            return Gate(name=name, ok=True, detail=f"{settings.codex_sandbox}, unknown whether it"
+                        f" works: {trial.detail}")  # fmt: skip
+
+
+def _isolation(settings: Settings) -> Gate:
+    """Say what holds a child on this host."""
+    namespaces = isolation.user_namespaces(settings)
+    who = "root" if isolation.is_root() else "this user"
+    return Gate(
+        name="isolation",
+        ok=True,
+        detail=f"{isolation.processes()}; user namespaces: {namespaces}; children are {who}",
+        warning=isolation.is_root(),
+        way_out="run the worker as a user of its own: what root may do, a job may do"
+        if isolation.is_root()
+        else "",
+    )
+
+
+def _git_credential(credential: Credential) -> str:
+    """See that there is a token for git."""
+    try:
+        credential.token()
+    except Misconfigured as error:
+        raise Closed(
+            str(error), way_out="mend it, or run without --git-token-file and --use-gh"
+        ) from None
+    return f"for {credential.host} (private clones, publishing)"
 
 
 def _edge(wire: Wire) -> str:

@@ -17,7 +17,8 @@ _HOST = re.compile(r"(?:[a-z0-9-]+\.)+[a-z][a-z0-9-]*")
 _AUTHOR = re.compile(r"[^<>\x00-\x1f]+ <[^<>\s\x00-\x1f]+>")
 _MAX_TOKEN_FILE = 64 * 1024
 _MADE_AT_EDGE = "put there what `drawbridge tokens create --kind worker` makes"
-SANDBOXES = ("read-only", "workspace-write", "danger-full-access")
+UNSANDBOXED = "danger-full-access"
+SANDBOXES = ("read-only", "workspace-write", UNSANDBOXED)
 #: who published commits are by, where the owner says nothing else
 GIT_AUTHOR = "Drawbridge <drawbridge@localhost>"
 LOG_FORMATS = ("auto", "text", "json")

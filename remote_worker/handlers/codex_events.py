@@ -5,6 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from remote_worker.isolation import sandbox_refusal
+
 _MAX_TEXT = 2000
 _MAX_LAST_MESSAGE = 16_000
 #: Beyond it a sum of some turns might be no JSON integer any more.
@@ -23,6 +25,11 @@ class Transcript:
     #: why the turn failed, in Codex's words
     failure: str | None = None
     usage: dict[str, int] = field(default_factory=dict)
+    #: commands and edits that came to an end, and those of them that came to nothing
+    tried: int = 0
+    blocked: int = 0
+    #: the sandbox's own words on why it started nothing
+    refusal: str | None = None
 
     def feed(self, line: bytes) -> None:
         """Take one line of stdout."""
@@ -60,6 +67,7 @@ class Transcript:
                 self.last_message = text[:_MAX_LAST_MESSAGE]
                 self.tell("info", text[:_MAX_TEXT], {"kind": "message"})
         elif kind == "command_execution":
+            self._count(sandbox_refusal(_text(item.get("aggregated_output"))), item)
             code = item.get("exit_code")
             if isinstance(code, int) and 0 < abs(code) < _MAX_COUNT:
                 self.tell(
@@ -68,9 +76,23 @@ class Transcript:
                     {"kind": "command", "exitCode": code},
                 )
         elif kind == "file_change":
+            self._count(None, item)
             self._files(item.get("changes"))
         elif kind == "error":
             self.tell("warn", f"codex: {_text(item.get('message'))}", None)
+
+    def _count(self, refusal: str | None, item: dict[str, object]) -> None:
+        """Count what was tried; a command that ran and failed is no blocked one."""
+        failed = item.get("status") == "failed"
+        self.tried += 1
+        if failed and (refusal is not None or item.get("type") == "file_change"):
+            self.blocked += 1
+            self.refusal = self.refusal or refusal
+
+    @property
+    def nothing_started(self) -> bool:
+        """Say whether the agent tried, and not one command or edit could be done."""
+        return self.refusal is not None and self.blocked == self.tried
 
     def _files(self, changes: object) -> None:
         """Pass on which files were edited."""

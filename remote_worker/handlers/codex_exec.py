@@ -232,6 +232,11 @@ def _summary(run_of: _Run) -> str:
     what = "nothing" if not count else "1 file" if count == 1 else f"{count} files"
     where = f"{run_of.task.repository.canonical} at {run_of.workspace.base_commit[:12]}"
     first = f"Changed {what} in {where} in {run_of.seconds:.0f} s{_said_of(run_of.published)}"
+    if not count and run_of.transcript.nothing_started:
+        first += (
+            f" (no command of the agent could even be started: {run_of.transcript.refusal};"
+            " Codex's sandbox does not work on this worker, see `drawbridge-worker check`)"
+        )
     last = run_of.transcript.last_message
     return first if last is None else f"{first}: {last.strip()[:_MAX_WORDS]}"
 

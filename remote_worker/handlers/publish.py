@@ -106,6 +106,8 @@ def _commit(context: Context, git: Git, wanted: Publish, work: Work) -> tuple[Pa
     """Apply the patch in a clean clone and return the clone and the commit."""
     clone, base = context.directory / "publish.git", work.workspace.base_commit
     here = f"--git-dir={clone}"
+    # An agent without a sandbox could have made one for us.
+    clone.mkdir()
     git.text("init", "--quiet", "--bare", "--template=", "--", str(clone), cwd=context.directory)
     ws.fetch(git, work.repository, base, depth=1, base=clone)
     git.text(here, "read-tree", base, cwd=clone)

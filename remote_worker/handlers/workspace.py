@@ -211,6 +211,8 @@ def _collect(git: Git, workspace: Workspace, *, directory: Path, patch: Path) ->
         raise CollectFailed("the workspace was replaced by something else")
     unnested = _unnest(repo, directory / "nested")
     clean = directory / COLLECTED
+    # An agent without a sandbox could have made one for us.
+    clean.mkdir()
     git.text("init", "--quiet", "--bare", "--template=", "--", str(clean), cwd=directory)
     _borrow(clean, workspace.base_git)
     here = (f"--git-dir={clean}", f"--work-tree={repo}")

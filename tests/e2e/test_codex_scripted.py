@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from deploy.demo import codex_home, install_codex, repository, standin_codex
 from deploy.demo.model_server import ModelServer
 from deploy.demo.scripts import SCRIPTS, Script, Shell, scripts
+from remote_worker.handlers.codex_events import Transcript
 
 pytestmark = [pytest.mark.e2e, pytest.mark.codex, pytest.mark.timeout(120)]
 ROOT = Path(__file__).resolve().parents[2]
@@ -61,11 +63,16 @@ def clone(tmp_path: Path) -> Path:
 
 
 def run_exec(
-    codex: str, home: Path, clone: Path, *options: str, through: str | None = None
+    codex: str,
+    home: Path,
+    clone: Path,
+    *options: str,
+    through: str | None = None,
+    before: tuple[str, ...] = (),
 ) -> subprocess.CompletedProcess[str]:
     proxy = {} if through is None else {"HTTPS_PROXY": through, "NO_PROXY": "127.0.0.1"}
     return subprocess.run(
-        [codex, "exec", "--json", *options],
+        [*before, codex, "exec", "--json", *options],
         input=repository.INSTRUCTION,
         cwd=clone,
         env=codex_home.environment(home) | proxy,
@@ -170,3 +177,53 @@ def test_the_standin_makes_the_same_change_and_speaks_the_same_words(home: Path,
     ]
     assert '+    return f"Goodbye, {name}!"' in patch_of(clone)
     assert standin_codex.VERSION in str(install_codex.version_of(STANDIN))
+
+
+PROBE = """
+import os, sys
+from pathlib import Path
+from remote_worker import codex, isolation
+from remote_worker.settings import Settings
+home = Path(sys.argv[2])
+settings = Settings(url="https://edge.example", token_file=home, worker_id="w", work_dir=home,
+                    codex=sys.argv[1], codex_home=home, path=os.environ["PATH"])
+trial = isolation.codex_sandbox(
+    settings, codex.environment(settings, home=home, tmp=home), cwd=home
+)
+print(trial.answer.value, trial.detail)
+"""
+NO_NAMESPACES = 'echo 0 > /proc/sys/user/max_user_namespaces && exec "$@"'
+
+
+def probe(codex: str, home: Path, *before: str) -> str:
+    argv = [*before, sys.executable, "-c", PROBE, codex, str(home)]
+    done = subprocess.run(argv, cwd=ROOT, check=False, capture_output=True, text=True, timeout=60)
+    if before and "proc/sys/user" in done.stderr:
+        pytest.skip(f"this machine lets nobody forbid namespaces: {done.stderr.strip()}")
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_worker_finds_out_whether_the_sandbox_works(codex: str, home: Path):
+    codex_home.prepare(home, codex=codex, model_url="http://127.0.0.1:1/v1")
+    works = codex_home.sandbox_works(home, codex=codex)
+    assert probe(codex, home).startswith("yes works" if works else "no ")
+
+
+def test_without_user_namespaces_it_finds_out_and_a_run_says_why(
+    codex: str, home: Path, clone: Path
+):
+    """The trap: Codex runs to its end, changes nothing, and its exit code is 0."""
+    if subprocess.run(["unshare", "-Ur", "true"], check=False, capture_output=True).returncode:
+        pytest.skip("this machine has no user namespaces to take away")
+    inside = ("unshare", "-Ur", "sh", "-c", NO_NAMESPACES, "sh")
+    with ModelServer(SCRIPTS["edit"]) as url:
+        codex_home.prepare(home, codex=codex, model_url=url)
+        assert probe(codex, home, *inside).startswith("no bwrap: ")
+        done = run_exec(codex, home, clone, "--sandbox", "workspace-write", before=inside)
+    assert done.returncode == 0
+    assert patch_of(clone) == ""
+    transcript = Transcript(tell=lambda *_: None, root=clone)
+    for line in done.stdout.splitlines():
+        transcript.feed(line.encode())
+    assert transcript.nothing_started

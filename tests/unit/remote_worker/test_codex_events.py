@@ -108,3 +108,40 @@ def test_long_texts_are_cut(transcript: Transcript, told: Told) -> None:
     feed(transcript, {"type": "item.completed", "item": item("agent_message", text="x" * 100_000)})
     assert len(told[0][1]) == 2000
     assert len(transcript.last_message or "") == 16_000
+
+
+BWRAP = "bwrap: Creating new namespace failed: (ENOSPC)\n"
+
+
+def command(output: str, code: int) -> dict[str, object]:
+    status = "failed" if code else "completed"
+    more = {"aggregated_output": output, "exit_code": code, "status": status}
+    return {"type": "item.completed", "item": item("command_execution", command="x", **more)}
+
+
+def edit(status: str) -> dict[str, object]:
+    return {"type": "item.completed", "item": item("file_change", changes=[], status=status)}
+
+
+@pytest.mark.parametrize(
+    "events,blocked",
+    [
+        ([], False),
+        ([command(BWRAP, 1)], True),
+        ([edit("failed"), command(BWRAP, 1)], True),
+        ([edit("completed"), command(BWRAP, 1)], False),
+        ([command("ok\n", 0), command(BWRAP, 1)], False),
+        ([command("no such file\n", 1)], False),
+        ([command("about bwrap: it\n" + BWRAP, 1)], False),
+        ([command(BWRAP, 0)], False),
+        # A patch that does not fit says nothing of the sandbox.
+        ([edit("failed")], False),
+    ],
+)
+def test_a_sandbox_that_starts_nothing_is_noticed(
+    transcript: Transcript, events: list[object], blocked: bool
+) -> None:
+    feed(transcript, *events)
+    assert transcript.nothing_started is blocked
+    if blocked:
+        assert transcript.refusal == BWRAP.strip()

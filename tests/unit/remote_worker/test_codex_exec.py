@@ -153,3 +153,28 @@ def test_the_names_in_a_result_are_bounded_and_the_patch_has_them_all(run: Run) 
     assert result["changedFilesTotal"] == 400
     assert len(result["changedFiles"]) == 64 * 1024 // 203
     assert held.artifacts["patches/changes.patch"]["text"].count("diff --git") == 400
+
+
+BLOCKED = """
+import json, sys
+item = {"type": "command_execution", "command": "make", "exit_code": 1, "status": "failed",
+        "aggregated_output": "bwrap: No permissions to create new namespace\\n"}
+print(json.dumps({"type": "item.completed", "item": item}))
+"""
+
+
+def test_a_sandbox_that_starts_nothing_is_said_in_the_summary(run: Run) -> None:
+    held = run(BLOCKED)
+    assert held.ended == "complete"
+    assert "no command of the agent could even be started: bwrap" in held.report["resultSummary"]
+    held = run(BLOCKED + "open('x', 'w').write('x')")
+    assert "could even be started" not in held.report["resultSummary"]
+
+
+@pytest.mark.parametrize("name", ["collect.git", "publish.git"])
+def test_a_git_directory_the_agent_made_for_us_is_not_used(run: Run, name: str) -> None:
+    held = run(GOOD + f"(here.parent / {name!r}).mkdir()", publish={"mode": "branch"})
+    if name == "collect.git":
+        assert held.report["errorType"] == "collect_failed"
+    else:
+        assert "File exists" in held.report["result"]["publish"]["error"]

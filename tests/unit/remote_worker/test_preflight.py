@@ -58,9 +58,10 @@ def test_all_gates_open(settings: Settings, wire: Wire, edge: FakeEdge) -> None:
     passed = check(settings, wire)
     assert passed.ok, passed.gates
     assert [g.name for g in passed.gates] == [
-        "work directory", "git", "codex", "codex login", "edge", "token",
+        "work directory", "git", "codex", "codex login", "codex sandbox", "isolation", "edge",
+        "token",
     ]  # fmt: skip
-    assert not any(g.way_out for g in passed.gates)
+    assert not any(g.way_out for g in passed.gates if not g.warning)
     assert gate(passed, "codex login").detail.startswith("Logged in using test")
     assert passed.welcome is not None
     assert passed.welcome.features == {"release"}
@@ -224,3 +225,83 @@ def test_hello_is_read_with_tolerance(settings: Settings, wire: Wire, edge: Fake
     assert passed.welcome is not None
     assert (passed.welcome.wait_s, passed.welcome.heartbeat_s) == (10, None)
     assert passed.welcome.features == frozenset()
+
+
+def sandbox(settings: Settings, wire: Wire, program: Callable[[str, str], Path], how: str) -> Gate:
+    program(
+        "codex",
+        'case "$*" in --version) echo codex-cli 1.0;; "login status") echo "Logged in";;'
+        f" {how} *) exit 9;; esac",
+    )
+    passed = check(settings, wire)
+    # Never a closed gate: jobs that only read go well without a sandbox.
+    assert passed.ok, passed.gates
+    return gate(passed, "codex sandbox")
+
+
+USAGE = '"sandbox --help") echo "Usage: codex sandbox [OPTIONS] [COMMAND]...";;'
+
+
+def test_a_sandbox_that_works(
+    settings: Settings, wire: Wire, program: Callable[[str, str], Path]
+) -> None:
+    found = sandbox(settings, wire, program, USAGE + ' "sandbox -- true") exit 0;;')
+    assert (found.warning, found.detail) == (False, "workspace-write: works")
+
+
+def test_a_sandbox_that_does_not_work_is_a_warning(
+    settings: Settings, wire: Wire, program: Callable[[str, str], Path]
+) -> None:
+    how = USAGE + ' "sandbox -- true") echo "WARNING: x" >&2; echo "bwrap: No permissions" >&2;'
+    found = sandbox(settings, wire, program, how + " exit 1;;")
+    assert (found.warning, found.detail) == (True, "workspace-write: bwrap: No permissions")
+    assert "--codex-sandbox danger-full-access" in found.way_out
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        '"sandbox --help") echo "Usage: codex [OPTIONS] [PROMPT]";;',
+        USAGE + ' "sandbox -- true") echo "error: unrecognized" >&2; exit 2;;',
+        '"sandbox --help") exit 1;;',
+    ],
+)
+def test_another_codex_leaves_it_unknown(
+    settings: Settings, wire: Wire, program: Callable[[str, str], Path], how: str
+) -> None:
+    found = sandbox(settings, wire, program, how)
+    assert not found.warning
+    assert "unknown whether it works" in found.detail
+
+
+def test_a_sandbox_the_owner_switched_off_is_not_tried(
+    make_settings: Callable[..., Settings], settings: Settings, wire: Wire
+) -> None:
+    off = make_settings(path=settings.path, codex_sandbox="danger-full-access")
+    assert gate(check(off, wire), "codex sandbox").detail.startswith("off")
+
+
+@pytest.mark.parametrize("uid,warned", [(0, True), (1000, False)])
+def test_jobs_that_would_be_root_are_a_warning(
+    settings: Settings, wire: Wire, monkeypatch: pytest.MonkeyPatch, uid: int, warned: bool
+) -> None:
+    monkeypatch.setattr("remote_worker.isolation.os.getuid", lambda: uid)
+    passed = check(settings, wire)
+    assert gate(passed, "isolation").warning is warned
+    assert ("isolation" in [g.name for g in passed.warnings]) is warned
+    assert passed.ok
+
+
+def test_a_git_token_is_seen_before_the_first_job(
+    make_settings: Callable[..., Settings], settings: Settings, wire: Wire, tmp_path: Path
+) -> None:
+    path = tmp_path / "git-token"
+    given = make_settings(path=settings.path, git_token_file=path)
+    assert not gate(check(given, wire), "git credential").ok
+    path.write_text("t0ken\n")
+    path.chmod(0o644)
+    assert "chmod 600" in gate(check(given, wire), "git credential").detail
+    path.chmod(0o600)
+    assert gate(check(given, wire), "git credential").detail.startswith("for github.com")
+    no_gh = make_settings(path=settings.path, use_gh=True, gh="no-such-gh")
+    assert "gh auth login" in gate(check(no_gh, wire), "git credential").detail
