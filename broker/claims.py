@@ -99,8 +99,7 @@ class Claims:
                 if reserved.ids:
                     break
             else:
-                # a call in parallel may have got it all under our key
-                return [] if digest is None else self._look(request, eligible, digest)[0]
+                return []
             granted = self._grant(queue, reserved, request, lease_id, digest)
             if granted:
                 return granted
