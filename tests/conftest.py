@@ -14,7 +14,6 @@ import redis
 from broker.ledger import migrate
 from deploy.demo import install_codex
 from tests.processes import FOREIGN
-from tests.rabbitmq import RabbitMQ
 from tests.services import AT_HOME, Postgres, Process, Valkey, missing
 
 PROCESSES = pytest.StashKey[list[Process]]()
@@ -54,20 +53,6 @@ def valkey_url(valkey_server: Valkey) -> str:
     with valkey_server.client() as client:
         client.flushall()
     return valkey_server.url
-
-
-@pytest.fixture
-def start_rabbitmq() -> Iterator[Callable[..., RabbitMQ]]:
-    """Start any number of RabbitMQ nodes, each with the lines of rabbitmq.conf given."""
-    servers: list[RabbitMQ] = []
-
-    def start(**config: str) -> RabbitMQ:
-        servers.append(RabbitMQ(**config))
-        return servers[-1].start()
-
-    yield start
-    for server in reversed(servers):
-        server.remove()
 
 
 @pytest.fixture(params=["fake", "real"])

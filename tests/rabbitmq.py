@@ -22,8 +22,8 @@ class RabbitMQ(Server):
 
     name = "rabbitmq"
 
-    def __init__(self, **config: str) -> None:
-        """Set up a node with the lines of rabbitmq.conf given, ``_`` for ``.``."""
+    def __init__(self, *config: str) -> None:
+        """Set up a node with the lines of rabbitmq.conf given."""
         self.program = rabbitmq_server()
         super().__init__()
         self.config = config
@@ -58,8 +58,7 @@ class RabbitMQ(Server):
 
     def argv(self) -> list[str]:
         """Return its command line: all it is told comes in its environment."""
-        lines = [f"{key.replace('_', '.')} = {value}\n" for key, value in self.config.items()]
-        (self.folder / "rabbitmq.conf").write_text("".join(lines))
+        (self.folder / "rabbitmq.conf").write_text("".join(f"{line}\n" for line in self.config))
         told = {
             "NODENAME": f"{self.folder.name}@localhost",
             "NODE_IP_ADDRESS": "127.0.0.1",
@@ -91,7 +90,8 @@ class RabbitMQ(Server):
 
     def _home(self) -> list[str]:
         """Return what node and mapper share; the home holds the cookie by which nodes trust."""
-        return [f"HOME={self.folder}", f"ERL_EPMD_PORT={self._mapper_port}"]
+        home = [f"HOME={self.folder}", f"ERL_CRASH_DUMP={self.folder / 'crash.dump'}"]
+        return [*home, f"ERL_EPMD_PORT={self._mapper_port}"]
 
     def _start_epmd(self) -> None:
         """Start the port mapper ourselves: the one a node starts outlives it, for everybody."""

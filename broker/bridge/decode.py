@@ -128,7 +128,7 @@ class Decoder:
         )  # fmt: skip
 
     def message(self, message: Any) -> Decoded:
-        """Read a message of any other transport, its body as it came (``consumer.py``)."""
+        """Read a message of any other transport, its body as it came (``feed.py``)."""
         body = message.body or b""
         try:
             headers, properties = _plain(message.headers), _plain(message.properties)

@@ -6,14 +6,12 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import amqp
 import psutil
 import psycopg
 import pytest
 import redis
 
 from tests.processes import Process, until
-from tests.rabbitmq import RabbitMQ
 from tests.services import Postgres, Valkey
 
 ORPHAN = """
@@ -82,31 +80,6 @@ def test_a_killed_postgres_keeps_what_was_committed() -> None:
     finally:
         server.remove()
     assert not server.folder.exists()
-
-
-@pytest.mark.slow
-def test_a_killed_rabbitmq_keeps_what_it_confirmed_and_leaves_no_port_mapper(
-    start_rabbitmq: Callable[..., RabbitMQ],
-) -> None:
-    server = start_rabbitmq()
-    with server.client() as connection:
-        channel = connection.channel()
-        channel.queue_declare("kept", durable=True, auto_delete=False)
-        channel.basic_publish(amqp.Message("a", delivery_mode=2), routing_key="kept")
-    server.kill()
-    server.start()
-    with server.client() as connection:
-        assert connection.channel().basic_get("kept").body == "a"
-    server.remove()
-    assert not server.folder.exists()
-    assert not [p for p in psutil.process_iter() if str(server.folder) in _words(p)]
-
-
-def _words(process: psutil.Process) -> str:
-    try:
-        return " ".join(process.cmdline())
-    except psutil.Error:
-        return ""
 
 
 def test_closing_a_process_ends_what_it_started_elsewhere(
