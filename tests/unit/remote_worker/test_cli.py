@@ -12,7 +12,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from remote_worker import daemon
-from remote_worker.cli import main
+from remote_worker.cli import _connect, main
+from remote_worker.settings import Settings
 from tests.processes import until
 from tests.unit.remote_worker.edge import WORKER, FakeEdge, refusal
 
@@ -70,6 +71,9 @@ def test_a_closed_gate_is_exit_code_3_and_claims_nothing(
         (("--model", "-x y"), "--model"),
         (("--effort", "HIGH"), "--effort"),
         (("--token-file", "/no/such/file"), "tokens create"),
+        (("--git-host", "https://git.test"), "--git-host"),
+        (("--git-author", "nobody"), "--git-author"),
+        (("--forge-api", "http://forge.example"), "--forge-api"),
         (("--codex-sandbox", "none"), "workspace-write"),
         (("--lease-seconds", "0"), "--lease-seconds"),
         (("--wait-seconds", "51"), "--wait-seconds"),
@@ -166,3 +170,27 @@ def test_a_signal_ends_an_idle_daemon(
         process.send_signal(number)
         process.communicate(timeout=20)
     assert process.returncode == daemon.EXIT_OK
+
+
+def test_the_git_token_is_given_by_flag_or_environment(invoke: Invoke, tmp_path: Path) -> None:
+    token = tmp_path / "git-token"
+    token.write_text("a-git-token\n")
+    token.chmod(0o600)
+    said = "for git.test (private clones, publishing)"
+    by_flag = invoke("check", "--git-token-file", str(token), "--git-host", "git.test")
+    assert said in by_flag.stdout
+    names = {"DRAWBRIDGE_GIT_TOKEN_FILE": str(token), "DRAWBRIDGE_GIT_HOST": "git.test"}
+    by_name = invoke("check", env=names)
+    assert said in by_name.stdout
+    assert "a-git-token" not in by_flag.output + by_name.output
+    assert "git credential" not in invoke("check").stdout
+
+
+def test_the_git_token_gets_into_no_log(make_settings: Callable[..., Settings], tmp_path: Path):
+    token = tmp_path / "git-token"
+    token.write_text("a-git-token\n")
+    token.chmod(0o600)
+    _, make_redactor = _connect(make_settings(git_token_file=token))
+    assert make_redactor().text("x a-git-token y") == "x [redacted] y"
+    token.unlink()
+    assert make_redactor().text("fine") == "fine"
