@@ -47,6 +47,8 @@ class Feed:
         self._execute = execute
         self._decoder = bridge.decoder(name)
         self._ahead = bridge.read_ahead(name)
+        #: kept, since Celery forgets a connection that is lost before it stops what was on it
+        self._errors = (*c.connection.connection_errors, *c.connection.channel_errors)
         self.consumer: Any = None
         self._held: list[Any] = []
         #: whether a flush is on its way
@@ -97,8 +99,7 @@ class Feed:
         self.consumer.consume()
 
     def _quietly(self, end: Callable[[], Any]) -> None:
-        connection = self._c.connection
-        with suppress(*connection.connection_errors, *connection.channel_errors):
+        with suppress(*self._errors):
             end()
 
     def _on_message(self, message: Any) -> None:

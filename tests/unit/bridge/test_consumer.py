@@ -187,6 +187,15 @@ def test_higher_numbers_are_served_first_where_the_broker_means_it_so(worker: Wo
     assert worker.bridge.ingested[0].priority == 7
 
 
+def test_a_lost_connection_closes_every_feed(worker: Worker):
+    connection, worker.connection = worker.connection, None
+    feeds = worker.step.feeds
+    worker.step.stop(worker)
+    assert feeds
+    assert all(feed._closed for feed in feeds)
+    worker.connection = connection
+
+
 def test_a_stopped_step_forgets_what_it_held(worker: Worker):
     worker.bridge.away = True
     worker.send("a")
