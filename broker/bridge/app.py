@@ -77,6 +77,8 @@ def install(
     if app.connection_for_write().transport.driver_type == "amqp":
         told = dict(app.conf.broker_transport_options or {})
         app.conf.broker_transport_options = _CONFIRMED | told
+        # RabbitMQ closes a channel that leaves a message unacknowledged for half an hour
+        app.conf.broker_channel_error_retry = True
         survive_properties()
     bridge = Bridge(app, settings)
     maintenance.register(app, bridge.work)
