@@ -16,7 +16,7 @@ import click
 from remote_worker import codex, credentials, daemon, log, preflight
 from remote_worker.client import Client
 from remote_worker.errors import Misconfigured
-from remote_worker.handlers import HANDLERS
+from remote_worker.handlers import load
 from remote_worker.handlers.codex_payload import check_effort, check_model
 from remote_worker.redact import Redactor
 from remote_worker.settings import (
@@ -175,6 +175,7 @@ def run(
         )
     spool = Spool(settings.work_dir)
     try:
+        handlers = load()
         spool.open()
     except Misconfigured as error:
         click.echo(f"Error: {error}", err=True)
@@ -184,7 +185,7 @@ def run(
             settings,
             client=Client(wire),
             spool=spool,
-            handlers=HANDLERS,
+            handlers=handlers,
             make_redactor=make_redactor,
             welcome=passed.welcome,
         ).run()
