@@ -81,7 +81,7 @@ def install(
         app.conf.broker_channel_error_retry = True
         survive_properties()
     bridge = Bridge(app, settings)
-    maintenance.register(app, bridge.work)
+    maintenance.register(app, bridge.nudged)
     app.drawbridge = bridge
     app.steps["worker"].add(BridgeStep)
     app.steps["consumer"].add(MessagesStep)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Self
 
+import redis
 from celery import Celery
 from celery._state import _set_task_join_will_block
 
@@ -23,18 +24,20 @@ from broker.bridge.nodes import Fleet
 from broker.bridge.relay import Relay
 from broker.bridge.revokes import Revokes
 from broker.bridge.settle import Settler
-from broker.clock import Clock
+from broker.clock import Clock, to_ms
 from broker.errors import ConfigurationError
 from broker.files import ArtifactStore
 from broker.ledger.engine import Ledger
 from broker.queue import JobQueue
-from broker.reservations.keys import QUEUE_NAME
+from broker.reservations.keys import BEAT, QUEUE_NAME
 from broker.reservations.store import Reservations
 from broker.settings import BridgeSettings, QueueSettings, StoreSettings
 from broker.upkeep import Upkeep
 
 logger = logging.getLogger(__name__)
 
+#: how long a nudge of beat is remembered; it nudges every second
+BEAT_MS: Final = 60_000
 #: between looks at who was seen
 LOOK_S: Final = 0.5
 #: between looks at what was revoked
@@ -150,6 +153,15 @@ class Bridge:
         self.reservations.close()
         self.ledger.close()
         logger.info("drawbridge bridge %s stopped", self.nodename, extra={"action": "stop"})
+
+    def nudged(self, duty: str) -> None:
+        """Do one pass of a duty because beat asked for it, and note that beat lives."""
+        try:
+            now_ms = to_ms(self.clock.now())
+            self.reservations.client.set(BEAT, now_ms, px=BEAT_MS)
+        except redis.RedisError as error:
+            logger.debug("not noted: %s", error, extra={"action": "beat"})
+        self.work(duty)
 
     def work(self, duty: str) -> None:
         """Do one pass of a maintenance duty in the calling thread."""

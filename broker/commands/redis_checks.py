@@ -11,10 +11,10 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from broker.commands.findings import Finding, age, ok, problem, skipped
+from broker.commands.findings import Finding, Level, age, ok, problem, skipped
 from broker.commands.ledger_checks import offset
 from broker.errors import ReservationsUnavailable
-from broker.reservations.keys import QueueKeys, owner
+from broker.reservations.keys import BEAT, QueueKeys, owner
 from broker.reservations.store import Reservations
 
 VERSION_MIN: Final = (7, 0)
@@ -119,12 +119,26 @@ def life(url: str, queues: Sequence[str]) -> Iterator[Finding]:
             yield ok("bridge", "A bridge speaks for the nodes.")
         else:
             yield problem("bridge", "No bridge speaks for the nodes.", _START_BRIDGE)
+        yield _beat(client.get(BEAT), now_ms)
         yield _passes({name: reservations.mark(name) for name in queues}, now_ms)
         yield _lag([_overdue(reservations, name, now_ms) for name in queues])
     except (ReservationsUnavailable, redis.RedisError) as error:
         yield skipped("bridge", f"The reservations do not answer: {error}")
     finally:
         reservations.close()
+
+
+def _beat(noted: str | None, now_ms: float) -> Finding:
+    """Judge beat by its last nudge that a bridge has heard; without it nothing stands still."""
+    if noted is None:
+        return Finding(
+            "beat",
+            Level.NOTICE,
+            "No bridge has heard from beat within a minute; the bridge does all by itself.",
+            "Start `drawbridge beat`, or do without.",
+        )
+    since_s = max(0.0, (now_ms - int(noted)) / 1000)
+    return ok("beat", f"A bridge heard from beat {age(since_s)} ago.")
 
 
 def _passes(marks: Mapping[str, int | None], now_ms: float) -> Finding:

@@ -17,7 +17,8 @@ All keys of a queue share the hash tag ``{db:<queue>}``; under ``g<n>:`` lies on
 ================  ======  =====================================================================
 
 Global ones: ``{db:}:seen`` zset, worker id by when it was last seen; ``{db:}:revoked`` set, ids of
-revoked credentials; ``{db:}:owner:<what>`` string, which process owns a duty.
+revoked credentials; ``{db:}:owner:<what>`` string, which process owns a duty; ``{db:}:beat``
+string, when beat last nudged a bridge.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from typing import Final
 
 SEEN: Final = "{db:}:seen"
 REVOKED: Final = "{db:}:revoked"
+BEAT: Final = "{db:}:beat"
 #: pattern of all wake-up channels
 WAKE_PATTERN: Final = "{db:*}:wake"
 

@@ -12,6 +12,8 @@ import sqlalchemy as sa
 from click.testing import CliRunner, Result
 
 from broker import cli
+from broker.bridge.app import make_app
+from broker.bridge.runtime import BEAT_MS, Bridge, Settings
 from broker.clock import Clock, to_ms
 from broker.commands.findings import Level, age
 from broker.commands.ledger_checks import offset
@@ -21,9 +23,9 @@ from broker.ledger.engine import Ledger
 from broker.ledger.outbox import outbox
 from broker.policy import Policy
 from broker.queue import JobQueue
-from broker.reservations.keys import QueueKeys, owner
+from broker.reservations.keys import BEAT, QueueKeys, owner
 from broker.reservations.store import Reservations
-from broker.settings import QueueSettings
+from broker.settings import BridgeSettings, QueueSettings, StoreSettings
 from broker.upkeep import Upkeep
 from tests.contract.test_queue import claim, new
 from tests.services import Valkey, free_port
@@ -74,6 +76,7 @@ def patient(ledger_url: str, valkey_url: str) -> Iterator[Patient]:
     queue.create(new())
     Upkeep(queue).reconcile()
     reservations.client.set(owner("fleet"), "bridge", px=60_000)
+    reservations.client.set(BEAT, to_ms(datetime.now(UTC)))
     yield Patient(ledger_url, valkey_url, queue)
     reservations.close()
     ledger.close()
@@ -90,7 +93,7 @@ def test_all_is_well(patient: Patient, start_valkey: Callable[..., Valkey]) -> N
     assert checks == {
         "ledger", "ledger clock", "reservations", "reservations clock", "eviction", "version",
         "celery broker", "result backend", "outbox", "parked", "credentials", "bridge",
-        "maintenance", "expiry",
+        "beat", "maintenance", "expiry",
     }  # fmt: skip
 
 
@@ -159,6 +162,35 @@ def test_a_user_that_may_not_ask_is_told_so(patient: Patient) -> None:
 def test_no_bridge(patient: Patient) -> None:
     patient.client.delete(owner("fleet"))
     assert set(patient.problems()) == {"bridge"}
+
+
+def test_no_beat_is_no_problem(patient: Patient) -> None:
+    patient.client.delete(BEAT)
+    said = patient.doctor()
+    assert said.exit_code == 0
+    assert [line.split()[:2] for line in said.output.splitlines() if "NOTE" in line] == [
+        ["NOTE", "beat"]
+    ]
+
+
+def test_a_nudge_of_beat_is_noted(patient: Patient, tmp_path: Path) -> None:
+    patient.client.delete(BEAT)
+    told = BridgeSettings(broker_url="memory://", result_backend="cache+memory://")
+    stores = StoreSettings(
+        database_url=patient.database_url,
+        reservations_url=patient.reservations_url,
+        artifacts_dir=tmp_path / "artifacts",
+    )
+    settings = Settings(bridge=told, stores=stores, queue=QueueSettings())
+    bridge = Bridge(make_app(told), settings)
+    try:
+        bridge.work("release_due_retries")
+        assert patient.client.get(BEAT) is None
+        bridge.nudged("release_due_retries")
+        assert 0 < patient.client.pttl(BEAT) <= BEAT_MS
+    finally:
+        bridge.reservations.close()
+        bridge.ledger.close()
 
 
 def test_maintenance_that_stopped(patient: Patient) -> None:

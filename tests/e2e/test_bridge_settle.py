@@ -11,7 +11,7 @@ from celery.events.state import State
 from celery.exceptions import TaskRevokedError, WorkerLostError
 
 from broker.bridge.settle import sent_id
-from broker.records import Job
+from broker.records import Job, Redrive
 from tests.e2e.bridges import QUEUE, World, holder, world_of
 from tests.processes import Process
 from tests.services import Valkey, until
@@ -243,6 +243,40 @@ def test_an_errback_is_sent_with_the_id_of_the_failed_task(bridged: World):
     bridged.fail(job, "broken")
     errback = bridged.app.AsyncResult(sent_id(job, "errback", 0))
     assert errback.get(timeout=GET_S) == {"word": sent.id}
+
+
+def test_a_redriven_job_ends_anew_and_its_links_hear_of_it(bridged: World):
+    link = local(bridged, "report", title="linked")
+    sent = remote(bridged).apply_async(link=link, link_error=local(bridged, "prepare"))
+    job = claim(bridged, sent.id)
+    bridged.fail(job, "broken", error_type="KeyError")
+    with pytest.raises(KeyError):
+        sent.get(timeout=GET_S)
+    assert bridged.queue.redrive(Redrive(ids=(job.id,))).redriven == 1
+    # a result object keeps an end it has seen, so each look needs one of its own
+    result = bridged.app.AsyncResult
+    until(lambda: result(sent.id).state == states.RETRY, GET_S, "RETRY")
+    bridged.complete(claim(bridged, sent.id), {"changedFiles": ["x"]})
+    until(lambda: result(sent.id).state == states.SUCCESS, GET_S, "SUCCESS")
+    assert result(sent.id).get(timeout=GET_S) == {"changedFiles": ["x"]}
+    [child] = result(sent.id).children
+    assert child.get(timeout=GET_S) == {"title": "linked", "changed": ["x"]}
+
+
+def test_a_chain_that_has_failed_does_not_go_on_after_a_redrive(bridged: World):
+    rest = local(bridged, "report", title="t")
+    sent = chain(remote(bridged), rest, app=bridged.app).apply_async()
+    job = claim(bridged, sent.parent.id)
+    bridged.fail(job, "broken", error_type="KeyError")
+    with pytest.raises(KeyError):
+        sent.get(timeout=GET_S)
+    bridged.queue.redrive(Redrive(ids=(job.id,)))
+    bridged.complete(claim(bridged, job.task_id), {"changedFiles": []})
+    result = bridged.app.AsyncResult
+    until(lambda: result(job.task_id).state == states.SUCCESS, GET_S, "SUCCESS")
+    # whatever was sent to the ordinary worker has been executed before this
+    local(bridged, "prepare", "w").apply_async().get(timeout=GET_S)
+    assert result(sent.id).state == states.FAILURE
 
 
 def test_a_chord_of_both_kinds(bridged: World):
