@@ -285,6 +285,12 @@ class HelloSchema(Answer):
     features = fields.List(fields.String())
 
 
+class ByeSchema(Answer):
+    """Who was bidden goodbye."""
+
+    worker_id = fields.String()
+
+
 class HealthSchema(Answer):
     """A process that answers."""
 

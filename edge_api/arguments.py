@@ -310,6 +310,12 @@ class CreateTokenArgs(Args):
     expires_at = Moment(allow_none=True, load_default=None)
 
 
+class ByeArgs(WorkerArgs):
+    """Which daemon stops."""
+
+    instance_id = Word(longest=128, required=True)
+
+
 class HelloArgs(WorkerArgs):
     """What a worker that has just started says of itself."""
 

@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Final, Protocol, TypeVar
 
+from cachetools import TTLCache
+
 from broker.errors import Unavailable
 from broker.policy import Eligibility, Lane
 from broker.records import ClaimRequest, Job
@@ -30,6 +32,8 @@ JITTER: Final = (0.8, 1.2)
 POLL_EVERY_S: Final = 0.5
 #: how long the listener leaves Redis alone after a failure
 RELISTEN_S: Final = 1.0
+#: how long a daemon that said goodbye is remembered
+GONE_S: Final = 70.0
 #: waiters without a free place that may hand one wake-up on
 HOPS_MAX: Final = 3
 
@@ -64,6 +68,8 @@ class _Waiter:
     eligible: Eligibility
     event: threading.Event = field(default_factory=threading.Event)
     wake: Wake | None = None
+    #: its worker said goodbye; there is nobody to answer
+    ended: bool = False
 
 
 class Waiting:
@@ -91,6 +97,8 @@ class Waiting:
         #: oldest first; a waiter keeps its place until it leaves
         self._waiters: dict[int, _Waiter] = {}
         self._pollers = 0
+        #: (worker, instance) of daemons that said goodbye: what they asked before may come late
+        self._gone: TTLCache[tuple[str, str], bool] = TTLCache(10_000, ttl=GONE_S)
         self._stopped = threading.Event()
         self._listener: threading.Thread | None = None
 
@@ -110,12 +118,33 @@ class Waiting:
         if self._listener is not None:
             self._listener.join(timeout=2 * RELISTEN_S)
 
+    def bye(self, worker_id: str, instance_id: str) -> None:
+        """End the waits of a daemon that stops, and give it nothing any more; may come twice.
+
+        Its open claim would be granted to nobody, and the job wait for the hold to lapse. Other
+        edges do not hear of it; there the hold does lapse.
+        """
+        with self._lock:
+            self._gone[worker_id, instance_id] = True
+            for waiter in self._waiters.values():
+                if (waiter.request.worker_id, waiter.request.instance_id) == (
+                    worker_id, instance_id,
+                ):  # fmt: skip
+                    waiter.ended = True
+                    waiter.event.set()
+
+    def _has_gone(self, request: ClaimRequest) -> bool:
+        with self._lock:
+            return (request.worker_id, request.instance_id) in self._gone
+
     def claim(self, request: ClaimRequest, *, wait_s: float) -> list[Job]:
         """Claim, and while there is nothing wait up to ``wait_s`` for it.
 
         Raises:
             Crowded: there is nothing, and no place to wait for it.
         """
+        if self._has_gone(request):
+            return []
         jobs = self._queue.claim(request)
         if jobs or wait_s <= 0:
             return jobs
@@ -166,7 +195,7 @@ class Waiting:
         wake = None
         # The first look closes the gap between the try before and the place in the line.
         # Stop sets the flag first and looks who waits after: whoever it misses sees the flag.
-        while not self._stopped.is_set():
+        while not (self._stopped.is_set() or waiter.ended):
             if jobs := self._queue.claim(waiter.request):
                 return jobs
             if wake is not None and waiter.request.policy.max_concurrency is not None:

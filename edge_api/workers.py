@@ -10,8 +10,14 @@ from flask.views import MethodView
 
 from broker.policy import Policy
 from broker.records import Credential
-from edge_api.answers import HelloSchema, NewTokenSchema, WorkerTokenSchema, WorkerTokensSchema
-from edge_api.arguments import CreateTokenArgs, HelloArgs, LimitArgs
+from edge_api.answers import (
+    ByeSchema,
+    HelloSchema,
+    NewTokenSchema,
+    WorkerTokenSchema,
+    WorkerTokensSchema,
+)
+from edge_api.arguments import ByeArgs, CreateTokenArgs, HelloArgs, LimitArgs
 from edge_api.auth import Kind, principal
 from edge_api.fields import camel
 from edge_api.services import current_services
@@ -21,6 +27,7 @@ blp = Blueprint("workers", __name__, url_prefix=f"{PREFIX}/workers", description
 
 #: what this edge can beyond the base contract
 FEATURES: Final = (
+    "bye",
     "cancel-ack",
     "claim-batch",
     "claim-idempotency",
@@ -128,6 +135,20 @@ class Hello(MethodView):
             "lease_seconds": settings.lease_s,
             "features": FEATURES,
         }
+
+
+@blp.route("/bye", endpoint="bye")
+class Bye(MethodView):
+    """The last call of a worker that stops."""
+
+    @blp.allow(Kind.WORKER)
+    @blp.arguments(ByeArgs)
+    @blp.response(200, ByeSchema)
+    def post(self, args: dict[str, Any]) -> dict[str, Any]:
+        """End this daemon's open claims; what it still holds stays held."""
+        worker_id = principal().worker
+        current_services().waiting.bye(worker_id, args["instance_id"])
+        return {"worker_id": worker_id}
 
 
 def _tuple(words: list[str] | None) -> tuple[str, ...] | None:

@@ -30,6 +30,8 @@ _LONGEST_WAIT_S = 30.0
 _HURRIED_S = 0.5
 _HELLO_TRIES = 3
 _EVENT_TRIES = 3
+#: whoever stops does not wait long for an answer to goodbye
+_BYE_S = 2.0
 
 #: Asked before every further try: has it lost its point?
 GiveUp = Callable[[], bool]
@@ -130,6 +132,13 @@ class Client:
             ),
             give_up=give_up,
         )
+
+    def bye(self) -> None:
+        """Say goodbye once; an edge that does not listen lets the open claim lapse."""
+        try:
+            self.wire.bye(timeout_s=_BYE_S)
+        except (Refused, Unanswered) as error:
+            log.info("goodbye unheard: %s", error, extra={"action": "bye"})
 
     def release(self, job: Job, *, give_up: GiveUp) -> None:
         """Give the job back; at an edge without that route fail it for another try."""

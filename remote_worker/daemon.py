@@ -107,7 +107,11 @@ class Daemon:
             self._check_idle()
             if self._state is State.RUNNING:
                 continue
-            quiet_since = quiet_since or self._clock()
+            if quiet_since is None:
+                quiet_since = self._clock()
+                if claims.is_alive():
+                    # beside this loop, which must hear the second signal
+                    threading.Thread(target=self._client.bye, name="bye", daemon=True).start()
             left = claims.is_alive() and self._clock() - quiet_since < _CLAIM_GRACE_S
             if not left and not self._active:
                 log.info("ended", extra={"action": "ended", "jobs": self._taken})
@@ -136,7 +140,11 @@ class Daemon:
         if state is State.STOPPING:
             self._client.hurry()
         self._nudge(_LOOK)
-        log.info("%s: %s", why, state.name.lower(), extra={"action": state.name.lower()})
+        running = len(self._active)
+        hint = f", finishing {running}; a second signal gives back" if running else ""
+        if state is not State.QUIET:
+            hint = ""
+        log.info("%s: %s%s", why, state.name.lower(), hint, extra={"action": state.name.lower()})
 
     def _check_idle(self) -> None:
         """Drain when there was nothing to do for long enough."""

@@ -83,6 +83,11 @@ class Wire:
         }
         return parse_welcome(self._post("/workers/hello", body))
 
+    def bye(self, *, timeout_s: float) -> None:
+        """Say that this daemon stops, so that its open claim is granted to nobody."""
+        body = {"workerId": self._who.worker_id, "instanceId": self._who.instance_id}
+        self._post("/workers/bye", body, connect_s=timeout_s, read_s=timeout_s)
+
     def claim(
         self,
         *,

@@ -52,6 +52,7 @@ def bridge(
     settings = replace(Settings.from_env(), bridge=told)
     _check_tables(settings)
     app = _app(app_name, told)
+    _check_results(app)
     install(app, settings=settings)
     worker = app.Worker(
         hostname=name.replace("%h", socket.gethostname()),
@@ -103,6 +104,15 @@ def _check_tables(settings: Settings) -> None:
             raise ConfigurationError("The ledger is not at this version; run drawbridge migrate")
     finally:
         ledger.close()
+
+
+def _check_results(app: Any) -> None:
+    """Refuse to lose results in silence; ``disabled://`` says that nobody waits for any."""
+    if not app.conf.result_backend:
+        raise ConfigurationError(
+            "The bridge has no result backend, and every AsyncResult.get() would wait for ever; "
+            "give --result-backend or DRAWBRIDGE_RESULT_BACKEND (disabled:// if nobody waits)",
+        )
 
 
 def _app(name: str | None, settings: BridgeSettings) -> Any:

@@ -334,6 +334,9 @@ def test_a_bridge_without_tables_or_broker_says_so(world: World, process: Callab
     nowhere = process(argv, env=environ)
     assert nowhere.wait() == 1
     assert "DRAWBRIDGE_BROKER_URL" in nowhere.output()
+    mute = process(argv, env={**world.environment, "DRAWBRIDGE_RESULT_BACKEND": ""})
+    assert mute.wait() == 1
+    assert "DRAWBRIDGE_RESULT_BACKEND" in mute.output()
     environ = {**world.environment, "DRAWBRIDGE_DATABASE_URL": f"sqlite:///{world.folder / 'x.db'}"}
     empty = process(argv, env=environ)
     assert empty.wait() == 1

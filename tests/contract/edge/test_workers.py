@@ -73,6 +73,18 @@ def test_hello_tells_the_rhythm(edge: Edge, worker: Caller) -> None:
     assert edge.state() == before
 
 
+def test_goodbye_ends_the_open_claims_of_that_daemon_alone(user: Caller, worker: Caller) -> None:
+    body = {"workerId": "w1", "instanceId": "i"}
+    for _ in range(2):
+        assert worker.post("/workers/bye", body).json == {"workerId": "w1"}
+    user.post("/jobs", {"type": "t"})
+    assert worker.claim(instanceId="i").json["job"] is None
+    assert worker.claim(instanceId="j").json["job"] is not None
+    stranger = worker.post("/workers/bye", body | {"workerId": "w2"})
+    assert stranger.status_code == 403
+    assert worker.post("/workers/bye", {"workerId": "w1"}).status_code == 422
+
+
 def test_every_call_marks_its_worker_seen(edge: Edge, worker: Caller) -> None:
     seen = edge.services.queue.reservations.client.zscore
     assert seen("{db:}:seen", "w1") is None

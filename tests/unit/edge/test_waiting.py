@@ -305,3 +305,22 @@ def test_a_poll_looks_until_it_finds(bench: Bench, monkeypatch: pytest.MonkeyPat
     assert bench.waiting.poll(lambda: next(answers), wait_s=LONG_S) == ["x"]
     assert bench.waiting.poll(list, wait_s=0.01) == []
     assert len(bench.waiting) == 0
+
+
+def test_whoever_says_goodbye_waits_no_more_and_gets_nothing(make: Callable[..., Bench]):
+    bench = make()
+    going = ClaimRequest(
+        worker_id="w", policy=Policy(), lease_seconds=60, instance_id="old",
+    )  # fmt: skip
+    future = bench.pool.submit(bench.waiting.claim, going, wait_s=LONG_S)
+    until(lambda: bench.asked("w") >= 2 and len(bench.waiting) == 1)
+    bench.waiting.bye("w", "another")
+    bench.waiting.bye("stranger", "old")
+    assert not future.done()
+    bench.waiting.bye("w", "old")
+    assert future.result(timeout=5) == []
+    # a claim it had sent before may arrive after; its next start is somebody else
+    bench.jobs.left = 2
+    assert bench.waiting.claim(going, wait_s=LONG_S) == []
+    again = ClaimRequest(worker_id="w", policy=Policy(), lease_seconds=60, instance_id="new")
+    assert bench.waiting.claim(again, wait_s=0) == ["job for w"]
