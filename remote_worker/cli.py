@@ -49,6 +49,11 @@ class _Words(click.ParamType[tuple[str, ...]]):
         return tuple(str(value).replace(",", " ").split())
 
 
+def _program(name: str) -> str:
+    """Return a program's name as it is, and a path to it from the root: it runs elsewhere."""
+    return str(Path(name).expanduser().absolute()) if os.sep in name else name
+
+
 def _default_work_dir() -> Path:
     """Return where state belongs on this system."""
     state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
@@ -240,8 +245,8 @@ def _settings(
             max_jobs=max_jobs,
             idle_exit_s=idle_exit_s,
             allow_repository=options["allow_repository"],
-            git=options["git"],
-            codex=options["codex"],
+            git=_program(options["git"]),
+            codex=_program(options["codex"]),
             codex_home=options["codex_home"].expanduser().absolute(),
             codex_sandbox=options["codex_sandbox"],
             model=options["model"],

@@ -80,7 +80,8 @@ def parse_url(text: str) -> sa.URL:
             "The ledger needs a file that its processes share; "
             "write sqlite:////path/to/ledger.sqlite3",
         )
-    return url.set(drivername="sqlite")
+    # every process of a stack means the same file, wherever it was started
+    return url.set(drivername="sqlite", database=str(Path(url.database).absolute()))
 
 
 class Ledger:

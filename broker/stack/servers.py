@@ -64,6 +64,17 @@ def binary() -> Path:
         ) from None
 
 
+def is_free(port: int) -> bool:
+    """Tell whether a loopback port can be listened on."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
 def free_ports(number: int) -> tuple[int, ...]:
     """Return loopback ports that nobody listens on just now, all different."""
     with ExitStack() as held:

@@ -15,17 +15,21 @@ from pathlib import Path
 from typing import Any, Final
 
 from celery import Celery
+from kombu.exceptions import OperationalError
 
+from broker.errors import LedgerUnavailable, ReservationsUnavailable
 from broker.ledger import migrate
 from broker.ledger.credentials import Credentials
 from broker.ledger.engine import Ledger
+from broker.reservations.store import Reservations
 from broker.stack import servers
 from broker.stack.folder import Folder
-from broker.stack.processes import Supervisor, end_leftovers
+from broker.stack.processes import StartFailed, Supervisor, end_leftovers
 from broker.stack.programs import Addresses, Programs
 
 CHECK_S: Final = 0.2
 PING_S: Final = 0.5
+BROKER_S: Final = 5.0
 MADE_BY: Final = "drawbridge up"
 
 
@@ -70,6 +74,7 @@ class Stack:
             raise
 
     def _start(self, tell: Callable[[str], None]) -> None:
+        self._check_wanted()
         self._held.enter_context(self.folder.locked())
         if left := end_leftovers(self.folder.record):
             tell(f"ended what an earlier stack left running: {', '.join(left)}")
@@ -93,6 +98,27 @@ class Stack:
         self._supervisor.start(*flower, bridge, programs.beat(), programs.edge())
         self._addresses = addresses
         self._start_workers(programs, tell)
+
+    def _check_wanted(self) -> None:
+        """Refuse what cannot work, before anything is started for it."""
+        wanted = self.options
+        if wanted.port is not None and not servers.is_free(wanted.port):
+            raise StartFailed(f"port {wanted.port} is taken; name another with --port")
+        if wanted.broker_url is not None and (why := _silent(wanted.broker_url)):
+            raise StartFailed(f"the Celery broker does not answer ({why}); is --broker-url right?")
+        if wanted.reservations_url is not None:
+            try:
+                Reservations.connect(wanted.reservations_url).clock_ms()
+            except ReservationsUnavailable as error:
+                why = f"the reservations do not answer ({error.__cause__ or error})"
+                raise StartFailed(f"{why}; is --reservations-url right?") from error
+        if wanted.database_url is not None:
+            try:
+                with Ledger(wanted.database_url).read():
+                    pass
+            except LedgerUnavailable as error:
+                why = f"the database does not answer ({error.__cause__ or error})"
+                raise StartFailed(f"{why}; is --database-url right?") from error
 
     def _start_workers(self, programs: Programs, tell: Callable[[str], None]) -> None:
         if not self._worker_ids:
@@ -175,10 +201,23 @@ class Stack:
         self._held.close()
 
 
+def _silent(broker_url: str) -> str | None:
+    """Say why a Celery broker cannot be reached, or None when it can."""
+    with Celery(broker=broker_url, set_as_current=False) as app:
+        connection = app.connection_for_read()
+        try:
+            connection.ensure_connection(max_retries=1, timeout=BROKER_S)
+        except (OperationalError, *connection.connection_errors) as error:
+            return str(error)
+        finally:
+            connection.release()
+    return None
+
+
 def _bridge_answers(broker_url: str) -> bool:
     """Tell whether any bridge answers a ping over the Celery broker."""
     with Celery(broker=broker_url, set_as_current=False) as app:
         try:
             return bool(app.control.ping(timeout=PING_S))
-        except app.connection_for_read().connection_errors:
+        except (OperationalError, *app.connection_for_read().connection_errors):
             return False

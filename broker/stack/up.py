@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import signal
+import subprocess
 import threading
 from pathlib import Path
 from typing import Any
@@ -30,7 +32,11 @@ from broker.stack.stack import Options, Stack
     help="Where ledger, artifacts, tokens and logs are kept; default: DRAWBRIDGE_DATA_DIR, "
     "else ~/.local/share/drawbridge.",
 )
-@click.option("--workers", type=click.IntRange(0, 64), default=1, show_default=True)
+@click.option(
+    "--workers",
+    type=click.IntRange(0, 64),
+    help="Remote workers beside it; default: one, if a logged-in Codex CLI is there.",
+)
 @click.option("--queue", default="remote", show_default=True, help="The bridged Celery queue.")
 @click.option("--broker-url", help="A Celery broker instead of the embedded one.")
 @click.option("--result-backend", help="A Celery result backend instead of the embedded one.")
@@ -39,7 +45,7 @@ from broker.stack.stack import Options, Stack
 @click.option("--flower/--no-flower", default=True, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="One line of JSON when all is ready.")
 @click.argument("worker_arguments", nargs=-1, type=click.UNPROCESSED)
-def up(as_json: bool, data_dir: Path | None, **wanted: Any) -> None:  # noqa: FBT001
+def up(as_json: bool, data_dir: Path | None, workers: int | None, **wanted: Any) -> None:  # noqa: FBT001
     """Run the whole stack on this machine until Ctrl-C or SIGTERM.
 
     What stands after `--` is handed to every `drawbridge-worker run`.
@@ -49,9 +55,12 @@ def up(as_json: bool, data_dir: Path | None, **wanted: Any) -> None:  # noqa: FB
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())
+    if workers is None:
+        workers = _worker_by_default(wanted["worker_arguments"])
     options = Options(
-        data_dir=data_dir or Environment().data_dir, environ=dict(os.environ), **wanted
-    )
+        data_dir=data_dir or Environment().data_dir, environ=dict(os.environ), workers=workers,
+        **wanted,
+    )  # fmt: skip
     stack = Stack(options, stopping)
     try:
         stack.start(lambda text: click.echo(text, err=True))
@@ -63,6 +72,21 @@ def up(as_json: bool, data_dir: Path | None, **wanted: Any) -> None:  # noqa: FB
         raise click.ClickException(str(problem)) from problem
     finally:
         stack.stop()
+
+
+def _worker_by_default(arguments: tuple[str, ...]) -> int:
+    """Return 1 when a worker could work here; a stack without one is still of use."""
+    if arguments:
+        return 1
+    codex = shutil.which("codex")
+    if codex is None:
+        lacks = "no codex on PATH: npm install -g @openai/codex, then codex login"
+    elif subprocess.run([codex, "login", "status"], capture_output=True, check=False).returncode:
+        lacks = "codex is not logged in: codex login"
+    else:
+        return 1
+    click.echo(f"without a worker ({lacks}; `-- --codex PATH` names another)", err=True)
+    return 0
 
 
 def report(stack: Stack, *, as_json: bool) -> None:
@@ -81,4 +105,7 @@ def report(stack: Stack, *, as_json: bool) -> None:
     ):
         click.echo(f"{label:>14}  {told[name] or 'off'}")
     click.echo(f"{'operator token':>14}  in {stack.operator_token_file}")
+    click.echo(f"{'more tokens':>14}  DRAWBRIDGE_DATABASE_URL={told['databaseUrl']} \\")
+    click.echo(f"{'':>14}  DRAWBRIDGE_RESERVATIONS_URL={told['reservationsUrl']} \\")
+    click.echo(f"{'':>14}  drawbridge tokens create --kind worker --worker-id NAME")
     click.echo("ready; Ctrl-C stops it")

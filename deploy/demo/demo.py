@@ -207,6 +207,12 @@ def _result(process: "subprocess.Popen[str]") -> dict[str, Any]:
     return result
 
 
+def check_programs() -> None:
+    """Refuse at once what would fail later."""
+    if shutil.which("git") is None:
+        raise DemoFailed("there is no git: apt-get install git, or brew install git")
+
+
 def main() -> int:
     """Run the demo and return its exit code."""
     screen = Screen()
@@ -221,6 +227,7 @@ def main() -> int:
     run = RUNS / f"{datetime.now():%Y%m%d-%H%M%S}-{os.getpid()}"  # noqa: DTZ005  # for a person
     run.mkdir(parents=True, mode=0o700)
     try:
+        check_programs()
         demonstrate(screen, run, stopping)
     except (KeyboardInterrupt, Stopped):
         shutil.rmtree(run)

@@ -1,6 +1,8 @@
 """`drawbridge up`: one line of JSON, a stack that works, and nothing left when told to stop."""
 
 import json
+import os
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -131,6 +133,49 @@ def test_a_killed_stack_is_cleared_away_by_the_next_and_its_jobs_are_still_there
     assert gone(before["pids"])
     assert after["operatorToken"] == before["operatorToken"]
     assert edge(after, "GET", f"/jobs/{made['id']}").json()["status"] == "queued"
+
+
+@pytest.mark.parametrize(
+    "option, value, words",
+    [
+        ("--broker-url", "redis://127.0.0.1:1/0", "is --broker-url right?"),
+        ("--reservations-url", "redis://127.0.0.1:1/0", "is --reservations-url right?"),
+        ("--database-url", "postgresql://127.0.0.1:1/x", "is --database-url right?"),
+        ("--port", "taken", "name another with --port"),
+    ],
+)
+def test_what_cannot_work_is_refused_in_one_line(
+    process: Callable[..., Process], tmp_path: Path, option: str, value: str, words: str
+):
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        held.listen()
+        value = str(held.getsockname()[1]) if value == "taken" else value
+        argv = [command("drawbridge"), "up", "--no-flower", "--data-dir", str(tmp_path / "data")]
+        refused = process([*argv, "--workers", "0", option, value])
+        assert refused.wait(60) == 1
+    assert words in refused.output()
+    assert "Traceback" not in refused.output()
+
+
+def test_without_a_codex_the_stack_runs_without_a_worker(
+    process: Callable[..., Process], tmp_path: Path
+):
+    path = os.pathsep.join(
+        folder
+        for folder in os.environ["PATH"].split(os.pathsep)
+        if not (Path(folder) / "codex").exists()
+    )
+    argv = [command("drawbridge"), "up", "--json", "--no-flower"]
+    started = process(
+        [*argv, "--data-dir", str(tmp_path / "data")],
+        env={**os.environ, "PATH": path},
+        stdout_apart=True,
+    )
+    line = started.until(started.stdout, READY_S, what="it is ready")
+    assert json.loads(line)["workers"] == []
+    assert "without a worker (no codex on PATH" in started.output()
+    assert started.terminate(timeout=60) == 0
 
 
 def test_a_worker_whose_preflight_fails_ends_the_start_with_its_own_words(

@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+from broker.settings import NAMES
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -19,3 +21,9 @@ def test_every_folder_it_sends_readers_to_has_a_readme():
     linked = re.findall(r"\]\(([^)]+\.md)\)", text)
     assert linked
     assert [name for name in linked if not (ROOT / name).is_file()] == []
+
+
+def test_every_setting_is_listed_as_the_registry_has_it():
+    text = (ROOT / "README.md").read_text()
+    rows = re.findall(r"^\| `(DRAWBRIDGE_[A-Z_]+)` \| (.+) \|$", text, flags=re.MULTILINE)
+    assert dict(rows) == dict(NAMES)
