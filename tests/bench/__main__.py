@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import click
+import psutil
 from celery import Celery
 from celery.result import AsyncResult
 
@@ -41,15 +42,19 @@ def main(jobs: int, singles: int, database_url: str | None, *, as_json: bool) ->
         folder = Path(held.enter_context(tempfile.TemporaryDirectory()))
         stack = held.enter_context(_stack(folder, database_url))
         held.enter_context(_native_worker(stack, folder))
-        held.enter_context(_remote_loops(stack, folder))
+        loops = held.enter_context(_remote_loops(stack, folder))
         app = held.enter_context(stack.orchestrator())
         sides = {"native": ("native.noop", "native"), "remote": ("noop", "remote")}
         for name, queue in sides.values():
             _throughput(app, name, queue, 50)
         figures: dict[str, Any] = {"jobs": jobs, "singles": singles, "machine": _machine()}
         for side, (name, queue) in sides.items():
+            before = _cpu_s(stack, loops.pid)
             figures[side] = {"per_s": _throughput(app, name, queue, jobs)}
+            spent = {role: used - before[role] for role, used in _cpu_s(stack, loops.pid).items()}
             figures[side] |= _latency(app, name, queue, singles)
+        # the last side is ours
+        figures["cpu"] = {role: used / jobs * 1000 for role, used in spent.items()}
         figures["where"] = _where(app, stack, singles)
     figures["ratio"] = {
         key: round(figures["remote"][key] / figures["native"][key], 2) for key in figures["native"]
@@ -95,7 +100,7 @@ def _native_worker(stack: Stack, folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _remote_loops(stack: Stack, folder: Path) -> Iterator[None]:
+def _remote_loops(stack: Stack, folder: Path) -> Iterator[subprocess.Popen[str]]:
     tokens = []
     for number in range(LOOPS):
         body = {"workerId": f"loop-{number}"}
@@ -111,10 +116,23 @@ def _remote_loops(stack: Stack, folder: Path) -> Iterator[None]:
         loops.stdin.writelines(json.dumps(token) + "\n" for token in tokens)
         loops.stdin.close()
         assert loops.stdout.readline() == "ready\n"
-        yield
+        yield loops
     finally:
         loops.kill()
         loops.wait()
+
+
+def _cpu_s(stack: Stack, loops: int) -> dict[str, float]:
+    """Return the seconds of CPU each process of ours has used so far."""
+    pids = {role: stack.pid(role) for role in stack.told["pids"]}
+    pids |= {"worker loops": loops, "orchestrator": os.getpid()}
+    used = {}
+    for role, pid in pids.items():
+        own = psutil.Process(pid)
+        family = [own] if role == "orchestrator" else [own, *own.children(recursive=True)]
+        times = [one.cpu_times() for one in family]
+        used[role] = sum(time.user + time.system for time in times)
+    return used
 
 
 def _throughput(app: Celery, name: str, queue: str, jobs: int) -> float:
@@ -182,6 +200,8 @@ def _table(figures: dict[str, Any]) -> str:
         lines.append(f"{label:34}{native:>10.1f}{remote:>10.1f}{figures['ratio'][key]:>8.2f}")
     lines += ["", "where the time of one job goes, median ms"]
     lines += [f"  {step:32}{taken:>10.2f}" for step, taken in figures["where"].items()]
+    lines += ["", "CPU of one job of the throughput run, ms"]
+    lines += [f"  {role:32}{spent:>10.2f}" for role, spent in figures["cpu"].items()]
     return "\n".join(lines)
 
 
