@@ -145,7 +145,7 @@ def fail(
     now: datetime,
 ) -> Job:
     """End a lease with failure: another attempt, the dead letter, or failed for good."""
-    now = not_before(job, now)
+    told, now = now, not_before(job, now)
     if job.cancel_requested_at is not None:
         return cancel(conn, job, now=now, digest=digest)
     said = {
@@ -156,14 +156,15 @@ def fail(
         delay_s = retry_delay_s(job.id, job.attempt)
         if retry_after_s is not None:
             delay_s = min(RETRY_AFTER_MAX_S, retry_after_s)
-        return _retry(conn, job, Trigger.RETRY, delay_s, said, now, digest=digest)
+        due = told + timedelta(seconds=delay_s)
+        return _retry(conn, job, Trigger.RETRY, due, said, now, digest=digest)
     trigger = Trigger.EXHAUST if retryable else Trigger.FAIL
     return _fail_for_good(conn, job, trigger, said, now, digest=digest, worker=job.claimed_by)
 
 
 def lose(conn: sa.Connection, job: Job, *, now: datetime) -> Job:
     """End a lease that ran out: another attempt after a while, or the dead letter."""
-    now = not_before(job, now)
+    told, now = now, not_before(job, now)
     if job.cancel_requested_at is not None:
         return cancel(conn, job, now=now)
     said = {
@@ -172,8 +173,8 @@ def lose(conn: sa.Connection, job: Job, *, now: datetime) -> Job:
         "traceback": None,
     }
     if job.attempt < job.max_attempts:
-        delay_s = lease_lost_delay_s(job.id, job.attempt)
-        return _retry(conn, job, Trigger.LOSE, delay_s, said, now)
+        due = told + timedelta(seconds=lease_lost_delay_s(job.id, job.attempt))
+        return _retry(conn, job, Trigger.LOSE, due, said, now)
     return _fail_for_good(conn, job, Trigger.LOSE_LAST, said, now, worker=None)
 
 
@@ -261,6 +262,8 @@ def not_before(job: Job, now: datetime) -> datetime:
     """Return the moment, or the job's last change if that is later.
 
     The clocks of two processes differ by a few milliseconds, and a job's story goes forward only.
+    What is yet to come counts from the moment itself: a clock that was an hour ahead when it made
+    a job must not put its retries off by an hour.
     """
     return max(now, job.updated_at)
 
@@ -294,13 +297,12 @@ def _retry(
     conn: sa.Connection,
     job: Job,
     trigger: Trigger,
-    delay_s: float,
+    due: datetime,
     said: dict[str, str | None],
     now: datetime,
     *,
     digest: str | None = None,
 ) -> Job:
-    due = now + timedelta(seconds=delay_s)
     moved = _move(
         conn, job, trigger, now, digest=digest, claimed_by=None, attempt=Sql.NEXT_ATTEMPT,
         next_attempt_at=due, **said,

@@ -160,6 +160,21 @@ def test_a_job_due_within_the_millisecond_is_not_refused(queue: JobQueue, clock:
     assert [one.id for one in seen] == [job.id]
 
 
+def test_a_clock_that_was_ahead_puts_no_retry_off(queue: JobQueue, clock: SetClock, upkeep: Upkeep):
+    clock.advance(3600)
+    failed, lost = queue.create(new()), queue.create(new())
+    clock.advance(-3600)
+    [granted, _] = claim(queue, max_jobs=2)
+    back = queue.fail(failed.id, holder(granted), error_message="e", retryable=True)
+    assert back.next_attempt_at is not None
+    assert 11 < (back.next_attempt_at - clock.now()).total_seconds() < 19
+    clock.advance(61)
+    upkeep.expire()
+    again = queue.catalog.get(lost.id).next_attempt_at
+    assert again is not None
+    assert 22 < (again - clock.now()).total_seconds() < 38
+
+
 # -- several queues ---------------------------------------------------------------------------
 
 
