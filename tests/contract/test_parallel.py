@@ -13,7 +13,6 @@ from typing import Any, Final
 import pytest
 import sqlalchemy as sa
 
-from broker.ledger import migrate
 from broker.queue import JobQueue
 from broker.records import Holder, NewEvent
 from broker.states import Index, Status
@@ -30,10 +29,9 @@ AtOnce = Callable[..., list[Any]]
 
 
 @pytest.fixture
-def queue(database_url: str, valkey_url: str) -> Iterator[JobQueue]:
+def queue(ledger_url: str, valkey_url: str) -> Iterator[JobQueue]:
     """Give the queue of this process, on stores that others can open."""
-    migrate.upgrade(database_url)
-    made = open_queue(database_url, valkey_url)
+    made = open_queue(ledger_url, valkey_url)
     yield made
     made.reservations.close()
     made.ledger.close()
@@ -84,14 +82,14 @@ def crew() -> Iterator[Crew]:
 
 
 @pytest.fixture
-def start(crew: Crew, database_url: str, valkey_url: str) -> Callable[..., list[Popen[str]]]:
+def start(crew: Crew, ledger_url: str, valkey_url: str) -> Callable[..., list[Popen[str]]]:
     """Start actions in processes and threads, all at once."""
 
     def run(*actions: str, processes: int, threads: int, what: Any = None) -> list[Popen[str]]:
         mine = crew.muster(processes)
         for number, child in enumerate(mine):
             order = {
-                "action": actions[number % len(actions)], "database": database_url,
+                "action": actions[number % len(actions)], "database": ledger_url,
                 "redis": valkey_url, "me": f"p{number}", "threads": threads, "what": what,
             }  # fmt: skip
             tell(child, json.dumps(order))
@@ -262,12 +260,12 @@ def test_numbers_and_moments_rise_in_step_and_a_key_makes_one_job(queue: JobQueu
 
 
 def test_of_two_processes_that_find_the_index_gone_one_builds_it(
-    queue: JobQueue, database_url: str, valkey_url: str
+    queue: JobQueue, ledger_url: str, valkey_url: str
 ):
     queue.create(new())
     before = queue.reservations.generation("remote") or 0
     queue.reservations.client.flushall()
-    other = open_queue(database_url, valkey_url)
+    other = open_queue(ledger_url, valkey_url)
     build, built = queue.reservations.build, []
 
     def build_slowly(*args: Any) -> None:

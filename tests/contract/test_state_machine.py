@@ -236,6 +236,7 @@ class QueueMachine(RuleBasedStateMachine):
             items.append(Rejection(task_id=str(uuid4()), queue="q1", type="x", reason="no"))
             expected.append("rejected")
         outcomes = self.processes[at % 2].ingest(items)
+        self.notice_rebuilds()
         assert [one.outcome for one in outcomes] == expected
         for item, one in zip(items, outcomes, strict=True):
             if one.outcome == "new":

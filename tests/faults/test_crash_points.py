@@ -19,9 +19,7 @@ import pytest
 import sqlalchemy as sa
 
 from broker import errors
-from broker.ledger import migrate
 from broker.ledger.engine import Ledger
-from broker.ledger.models import Base, BridgeStateRow
 from broker.ledger.outbox import outbox
 from broker.queue import JobQueue
 from broker.records import Holder, Job, NewJob
@@ -33,7 +31,6 @@ from tests.contract.conftest import SetClock
 from tests.contract.test_claims import index_of
 from tests.contract.test_queue import claim, holder
 from tests.processes import until
-from tests.services import Postgres
 
 pytestmark = pytest.mark.faults
 
@@ -45,14 +42,9 @@ Dies = Callable[..., None]
 class World:
     """The queue as the survivors see it."""
 
-    def __init__(self, database_url: str, redis_url: str) -> None:
+    def __init__(self, ledger_url: str, redis_url: str) -> None:
         self.clock = SetClock()
-        self.ledger = Ledger(database_url)
-        with self.ledger.write() as conn:
-            for table in reversed(Base.metadata.sorted_tables):
-                if table.name != "bridge_state":
-                    conn.execute(table.delete())
-            conn.execute(sa.update(BridgeStateRow).values(job_seq=0))
+        self.ledger = Ledger(ledger_url)
         client = Reservations.connect(redis_url).client
         store = Reservations(client, now_ms=lambda: int(self.clock.now().timestamp() * 1000))
         self.queue = JobQueue(self.ledger, store, clock=self.clock, settings=QueueSettings())
@@ -116,29 +108,10 @@ class World:
         self.check(job)
 
 
-@pytest.fixture(
-    scope="module", params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)]
-)
-def database_url(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[str]:
-    """Give one migrated database of each kind; making one takes longer than a test."""
-    if request.param == "sqlite":
-        url = f"sqlite:///{tmp_path_factory.mktemp('ledger') / 'ledger.db'}"
-        migrate.upgrade(url)
-        yield url
-        return
-    server: Postgres = request.getfixturevalue("postgres_server")
-    url = server.create_database()
-    migrate.upgrade(url)
-    yield url
-    server.drop_database(url)
-
-
 @pytest.fixture
-def world(database_url: str, valkey_url: str) -> Iterator[World]:
+def world(ledger_url: str, valkey_url: str) -> Iterator[World]:
     """Give empty stores, on each of the databases."""
-    made = World(database_url, valkey_url)
+    made = World(ledger_url, valkey_url)
     yield made
     made.close()
 
@@ -156,14 +129,14 @@ def forker() -> Iterator[Popen[str]]:
 
 
 @pytest.fixture
-def dies(forker: Popen[str], world: World, database_url: str, valkey_url: str) -> Dies:
+def dies(forker: Popen[str], world: World, ledger_url: str, valkey_url: str) -> Dies:
     """Let another process do something and die on the way; it must get as far as that."""
     begun = world.clock.now()
 
     def run(action: str, point: str, **told: Any) -> None:
         order = {
             "action": action, "point": f"broker.{point}", "told": told, "redis": valkey_url,
-            "database": database_url,
+            "database": ledger_url,
             "later_ms": (world.clock.now() - begun).total_seconds() * 1000,
         }  # fmt: skip
         assert forker.stdin is not None
