@@ -7,10 +7,12 @@ seed of a run is printed with a failure, and comes from pytest-randomly's.
 from __future__ import annotations
 
 import random
+import subprocess
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any, ClassVar, Final
 from uuid import uuid4
 
@@ -41,6 +43,7 @@ from broker.states import Index, Status
 from broker.upkeep import Upkeep
 from tests.contract.conftest import SetClock
 from tests.contract.queue_model import LOST_S, Lease, ModelJob
+from tests.services import in_ci
 
 POLICIES: Final = {
     "w0": Policy(),
@@ -679,10 +682,19 @@ class QueueMachine(RuleBasedStateMachine):
                 assert len(where) == 1
 
 
+def seed_of_commit() -> int:
+    """Make a seed of the commit that is tested."""
+    head = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, check=True, capture_output=True
+    )
+    return int(head.stdout[:8], 16)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_any_calls_in_any_order_keep_the_contract(ledger: Ledger, valkey_url: str):
-    seed = random.randrange(2**32)
+    # in CI a commit gets the same verdict twice; another commit, and every run at home, goes elsewhere
+    seed = seed_of_commit() if in_ci() else random.randrange(2**32)
     print(f"seed {seed}")
     machine = type("Machine", (QueueMachine,), {"ledger": ledger, "redis_url": valkey_url})
     hypothesis.seed(seed)(machine)
