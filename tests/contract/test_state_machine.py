@@ -693,7 +693,7 @@ def seed_of_commit() -> int:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_any_calls_in_any_order_keep_the_contract(ledger: Ledger, valkey_url: str):
-    # in CI a commit gets the same verdict twice; another commit, and every run at home, goes elsewhere
+    # in CI a commit gets the same verdict twice; another one, and every run at home, goes elsewhere
     seed = seed_of_commit() if in_ci() else random.randrange(2**32)
     print(f"seed {seed}")
     machine = type("Machine", (QueueMachine,), {"ledger": ledger, "redis_url": valkey_url})
