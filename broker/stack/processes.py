@@ -237,13 +237,18 @@ class Supervisor:
                 self._record.unlink()
 
     def _write_record(self) -> None:
-        """Keep who runs, so that the next stack can end them should we be killed."""
+        """Keep who runs, so that the next stack can end them should we be killed.
+
+        The file is replaced whole: whoever reads it, or kills us meanwhile, sees one truth.
+        """
         running = []
         for child in self._children:
             with suppress(psutil.NoSuchProcess):
                 started = psutil.Process(child.pid).create_time()
                 running.append({"name": child.program.name, "pid": child.pid, "started": started})
-        self._record.write_text(json.dumps(running), encoding="utf-8")
+        draft = self._record.with_suffix(".draft")
+        draft.write_text(json.dumps(running), encoding="utf-8")
+        draft.replace(self._record)
 
 
 def end_leftovers(record: Path) -> list[str]:

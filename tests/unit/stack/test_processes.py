@@ -1,6 +1,7 @@
 """The stack's processes: started in order, restarted when they die, stopped in reverse."""
 
 import dataclasses
+import json
 import signal
 import sys
 import threading
@@ -83,6 +84,19 @@ def test_start_waits_until_ready_and_stop_ends_the_last_first(
     supervisor.stop()
     assert (tmp_path / "order").read_text() == "second first "
     supervisor.stop()
+
+
+def test_the_record_of_who_runs_is_replaced_whole(
+    supervisor: Supervisor, program: Callable[..., Program], tmp_path: Path
+):
+    """Whoever is reading while a child comes or goes reads the record of before, entire."""
+    supervisor.start(program("one"))
+    with (tmp_path / "processes.json").open() as reader:
+        supervisor.start(program("two"))
+        assert [entry["name"] for entry in json.load(reader)] == ["one"]
+    names = [entry["name"] for entry in json.loads((tmp_path / "processes.json").read_text())]
+    assert names == ["one", "two"]
+    assert not list(tmp_path.glob("*.draft"))
 
 
 def test_a_child_has_the_environment_it_was_given_and_no_other(
