@@ -56,7 +56,7 @@ openapi: $(VENV)/.made ## Write edge_api/openapi.json from the code
 	@$(BIN)/python -m edge_api.openapi
 
 .PHONY: lock
-lock: $(VENV)/.made ## Pin every dependency anew in requirements.lock
+lock: ## Pin every dependency anew in requirements.lock
 	@bash .ci/lock $(PYTHON)
 
 .PHONY: venv
@@ -73,7 +73,7 @@ $(VENV)/.locked: requirements.lock
 		echo "No Python 3.11 or newer with its venv module was found on PATH." >&2; \
 		echo "Install one (Debian: apt-get install python3 python3-venv)" >&2; \
 		echo "or name it: make PYTHON=/path/to/python3.12" >&2; exit 2; fi
-	@echo "making $(VENV) with $(PYTHON) (about 40 s)…"
+	@echo "making $(VENV) with $(PYTHON) (a minute or so)…"
 	@$(PYTHON) -m venv --clear $(VENV)
 	@$(PIP) install --require-hashes -r requirements.lock
 	@touch $@
