@@ -1,0 +1,1 @@
+"""The proof that the queue keeps its promises: `python -m tests.chaos`."""

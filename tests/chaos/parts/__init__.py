@@ -1,0 +1,1 @@
+"""The parts of the suite: each module has `run(options: Options) -> PartReport`."""
