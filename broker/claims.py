@@ -30,7 +30,8 @@ from broker.ledger import jobs, transitions
 from broker.ledger.engine import Ledger
 from broker.policy import Eligibility, merge
 from broker.records import ClaimRequest, Job
-from broker.reservations.store import Reservations, Reserved
+from broker.reservations.shapes import Reserved
+from broker.reservations.store import Reservations
 from broker.settings import QueueSettings
 from broker.states import Index, Status
 

@@ -13,7 +13,8 @@ from broker.indexing import Indexer
 from broker.ledger import jobs, scans, transitions
 from broker.ledger.engine import Ledger
 from broker.records import Job
-from broker.reservations.store import Due, Reservations
+from broker.reservations.shapes import Due
+from broker.reservations.store import Reservations
 from broker.settings import QueueSettings
 from broker.states import Index, Status
 

@@ -20,7 +20,8 @@ from broker.ledger import jobs, scans
 from broker.ledger.engine import Ledger
 from broker.policy import Lane
 from broker.records import Job
-from broker.reservations.store import Placement, Reservations
+from broker.reservations.shapes import Placement
+from broker.reservations.store import Reservations
 from broker.states import LIVE, TERMINAL, Index, Status
 
 log = logging.getLogger(__name__)

@@ -59,7 +59,8 @@ from broker.records import (
 )
 from broker.redrive import Redriver
 from broker.reservations.keys import QUEUE_NAME
-from broker.reservations.store import Renewed, Reservations
+from broker.reservations.shapes import Renewed
+from broker.reservations.store import Reservations
 from broker.settings import QueueSettings
 
 log = logging.getLogger(__name__)

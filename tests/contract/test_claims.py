@@ -11,7 +11,8 @@ from broker.ledger.intake import job_id_of
 from broker.policy import Policy
 from broker.queue import JobQueue
 from broker.records import Job, NewEvent
-from broker.reservations.store import Reservations, Reserved
+from broker.reservations.shapes import Reserved
+from broker.reservations.store import Reservations
 from broker.states import Index, Status
 from broker.upkeep import Upkeep
 from tests.contract.conftest import SetClock

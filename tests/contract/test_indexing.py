@@ -16,7 +16,8 @@ from broker.ledger.engine import Ledger
 from broker.queue import JobQueue
 from broker.records import Job
 from broker.reservations.keys import QueueKeys
-from broker.reservations.store import Placement, Reservations
+from broker.reservations.shapes import Placement
+from broker.reservations.store import Reservations
 from broker.states import Index, Status
 from broker.upkeep import Upkeep
 from tests.contract.conftest import SetClock

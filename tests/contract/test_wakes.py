@@ -9,7 +9,9 @@ import redis
 
 from broker.policy import Lane
 from broker.reservations.keys import WAKE_PATTERN
-from broker.reservations.store import Index, Placement, Reservations
+from broker.reservations.shapes import Placement
+from broker.reservations.store import Reservations
+from broker.states import Index
 
 LANE = Lane(queue="remote", type="codex_exec", repository="github.com/o/n", capabilities=())
 

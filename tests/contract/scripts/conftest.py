@@ -9,9 +9,7 @@ import pytest
 import redis
 
 from broker.reservations.keys import QueueKeys
-from broker.reservations.store import (
-    Reservations,
-)
+from broker.reservations.store import Reservations
 from tests.contract.scripts.kit import Moment, Q, build, opened
 
 

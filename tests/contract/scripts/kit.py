@@ -9,11 +9,8 @@ from typing import Any, Final
 import redis
 
 from broker.policy import Lane
-from broker.reservations.store import (
-    Placement,
-    Renewed,
-    Reservations,
-)
+from broker.reservations.shapes import Placement, Renewed
+from broker.reservations.store import Reservations
 from broker.states import Index
 
 Q: Final = "remote"

@@ -9,10 +9,7 @@ import redis
 
 from broker.errors import GenerationMoved
 from broker.reservations.keys import QueueKeys
-from broker.reservations.store import (
-    GRANT_HOLD_MS,
-    Reservations,
-)
+from broker.reservations.store import GRANT_HOLD_MS, Reservations
 from broker.states import Index
 from tests.contract.scripts.kit import (
     ECHO,

@@ -8,14 +8,8 @@ from typing import Any
 import pytest
 
 from broker.policy import Lane
-from broker.reservations.store import (
-    EXPIRING_AGAIN_MS,
-    GRANT_HOLD_MS,
-    Due,
-    Placement,
-    Renewed,
-    Reservations,
-)
+from broker.reservations.shapes import Due, Placement, Renewed
+from broker.reservations.store import EXPIRING_AGAIN_MS, GRANT_HOLD_MS, Reservations
 from broker.states import Index
 from tests.contract.scripts.kit import (
     CODEX,

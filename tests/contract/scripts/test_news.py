@@ -8,10 +8,8 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
 from broker.policy import Lane
-from broker.reservations.store import (
-    Placement,
-    Reservations,
-)
+from broker.reservations.shapes import Placement
+from broker.reservations.store import Reservations
 from broker.states import Index
 from tests.contract.scripts.kit import (
     Moment,

@@ -14,11 +14,8 @@ from broker.policy import Lane
 from broker.reservations import scripts
 from broker.reservations.keys import QueueKeys
 from broker.reservations.scripts import LanesMoved, Scripts
-from broker.reservations.store import (
-    BATCH,
-    Placement,
-    Reservations,
-)
+from broker.reservations.shapes import BATCH, Placement
+from broker.reservations.store import Reservations
 from broker.states import Index
 from tests.contract.scripts.kit import (
     CODEX,

@@ -10,10 +10,8 @@ import redis
 
 from broker.errors import ReservationsUnavailable
 from broker.policy import Lane
-from broker.reservations.store import (
-    Placement,
-    Reservations,
-)
+from broker.reservations.shapes import Placement
+from broker.reservations.store import Reservations
 from tests.contract.scripts.kit import (
     START,
     Moment,

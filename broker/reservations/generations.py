@@ -1,0 +1,113 @@
+"""The generations of a queue's index: which one counts, how the next is built and published."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import redis
+
+from broker.reservations.keys import QueueKeys
+from broker.reservations.server import Server
+from broker.reservations.shapes import Placement, parts
+
+#: how long a builder may be silent before another takes over; claims wait for it
+BUILDING_MS: Final = 10_000
+
+
+class Generations(Server):
+    """What a rebuild asks of Redis; nobody reads a generation before it is published."""
+
+    def generation(self, queue: str) -> int | None:
+        """Read which generation of a queue counts; None when the index is lost or never built."""
+        with self._guard():
+            value: Any = self.client.get(QueueKeys(queue).pointer)
+        return None if value is None else int(value)
+
+    def start_building(self, queue: str, token: str) -> bool:
+        """Become the one who rebuilds a queue's index; False while another is at it."""
+        with self._guard():
+            return bool(self.client.set(QueueKeys(queue).building, token, nx=True, px=BUILDING_MS))
+
+    def build(
+        self, queue: str, generation: int, token: str, placements: Sequence[Placement]
+    ) -> None:
+        """Fill a generation nobody reads yet; ``GenerationMoved`` when the duty was lost."""
+        keys = QueueKeys(queue, generation)
+        for part in parts(placements):
+            args = [value for placement in part for value in placement.args()]
+            # No channel: a claim woken now would find no generation; `publish` wakes for all.
+            head = [token, keys.prefix, "", "", queue, 0]
+            with self._guard():
+                self._scripts.call("admit", [keys.building, *keys.script_keys[1:]], head + args)
+                self.client.pexpire(keys.building, BUILDING_MS)
+
+    def stop_building(self, queue: str, token: str) -> None:
+        """Give the duty to rebuild back, unless it was lost by time to another."""
+        key = QueueKeys(queue).building
+        with self._guard():
+            # between the two calls it may run out; then the next one starts once more
+            if self.client.get(key) == token:
+                self.client.delete(key)
+
+    def publish(
+        self, queue: str, generation: int, token: str, lanes: Mapping[str, int], *, mark_ms: int = 0
+    ) -> None:
+        """Make a built generation the one that counts, and wake claims for its lanes.
+
+        ``mark_ms`` is up to when the ledger's changes are in it.
+        """
+        keys = QueueKeys(queue, generation)
+        mark = f"{mark_ms}:{self._run_id()}"
+        args = [token, keys.prefix, "", keys.pointer, generation, mark]
+        with self._guard():
+            self._scripts.call("publish", [keys.building, *keys.script_keys[1:]], args)
+            for lane, n in lanes.items():
+                wake = json.dumps({"queue": queue, "lane": lane, "n": n})
+                self.client.publish(keys.channel, wake)
+
+    def sweep_generations(self, queue: str, current: int) -> int:
+        """Remove the keys of every generation before the current one; returns how many.
+
+        A later one may be in the making.
+        """
+        keys = QueueKeys(queue, current)
+        removed = 0
+        with self._guard():
+            # the tag holds no glob characters: QUEUE_NAME forbids them
+            for key in self.client.scan_iter(match=f"{keys.tag}g*:*", count=1000):
+                if keys.generation_of(key) < current:
+                    removed += int(self.client.unlink(key))
+        return removed
+
+    def mark(self, queue: str) -> int | None:
+        """Read up to when the ledger's changes are in the index, epoch ms; None when it is lost.
+
+        One that another server wrote counts as lost: restored from a file or taken over by a
+        replica it may lack what came last, renewals of leases above all.
+        """
+        generation = self.generation(queue)
+        if generation is None:
+            return None
+        with self._guard():
+            value: Any = self.client.get(QueueKeys(queue, generation).mark)
+        moment, _, server = (value or "").partition(":")
+        here = self._run_id() if server else ""
+        return int(moment) if moment and here in {server, ""} else None
+
+    def set_mark(self, queue: str, mark_ms: int) -> None:
+        """Say that the ledger's changes are in the index up to a moment."""
+        generation = self.generation(queue)
+        if generation is not None:
+            with self._guard():
+                self.client.set(QueueKeys(queue, generation).mark, f"{mark_ms}:{self._run_id()}")
+
+    def _run_id(self) -> str:
+        """Name the server's run; empty where one may not ask, as an edge."""
+        with self._guard():
+            try:
+                info: Any = self.client.info("server")
+            except redis.ResponseError:
+                return ""
+        return str(info.get("run_id", ""))

@@ -1,0 +1,119 @@
+"""The one server that holds the reservations: how it is reached, and when it counts as away."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final, Self
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from broker.errors import ConfigurationError, ReservationsUnavailable
+from broker.reservations.keys import REVOKED, SEEN, WAKE_PATTERN
+from broker.reservations.scripts import Scripts
+
+#: after a call that timed out, others fail at once for as long
+BREAK_S: Final = 1.0
+
+
+class Server:
+    """A connection to it, and what is asked of it that belongs to no queue."""
+
+    def __init__(
+        self,
+        client: redis.Redis,
+        *,
+        shebang: bool = True,
+    ) -> None:
+        """Use a client that never retries by itself (``connect`` makes one)."""
+        self.client = client
+        self._scripts = Scripts(client, shebang=shebang)
+        self._down_until = 0.0
+
+    @classmethod
+    def connect(cls, url: str) -> Self:
+        """Connect lazily; redis-py's own retries would run a script again whose reply came late.
+
+        Raises:
+            ConfigurationError: not the URL of a Redis.
+        """
+        try:
+            client: redis.Redis = redis.Redis.from_url(
+                url,
+                decode_responses=True,
+                socket_timeout=2.0,
+                socket_connect_timeout=2.0,
+                health_check_interval=15,
+                retry=Retry(NoBackoff(), 0),
+            )
+        except ValueError:
+            raise ConfigurationError(
+                "The reservations URL cannot be read; write redis://host:port/db"
+            ) from None
+        return cls(client)
+
+    def close(self) -> None:
+        """Drop all connections."""
+        self.client.close()
+
+    @contextmanager
+    def _guard(self) -> Iterator[None]:
+        if time.monotonic() < self._down_until:
+            raise ReservationsUnavailable
+        try:
+            yield
+        except (redis.ConnectionError, redis.TimeoutError) as error:
+            if isinstance(error, redis.TimeoutError):
+                self._down_until = time.monotonic() + BREAK_S
+            raise ReservationsUnavailable from error
+        except redis.ResponseError as error:
+            # full memory, a replica, a server that cannot write its own file
+            raise ReservationsUnavailable(f"Redis refused: {error}") from error
+
+    def clock_ms(self) -> float:
+        """Read the server's clock."""
+        with self._guard():
+            answer: Any = self.client.time()
+        return int(answer[0]) * 1000 + int(answer[1]) / 1000
+
+    def mark_seen(self, worker_id: str, now_ms: int) -> None:
+        """Remember when a worker was last seen."""
+        with self._guard():
+            self.client.zadd(SEEN, {worker_id: now_ms})
+
+    def revoke(self, credential_id: str) -> None:
+        """Remember a revoked credential, for edges that cannot reach the ledger."""
+        with self._guard():
+            self.client.sadd(REVOKED, credential_id)
+
+    def is_revoked(self, credential_id: str) -> bool:
+        """Tell whether a credential was revoked."""
+        with self._guard():
+            return bool(self.client.sismember(REVOKED, credential_id))
+
+    def wakes(self, *, timeout_s: float = 1.0) -> Iterator[tuple[str, str, int] | None]:
+        """Yield wake-ups (queue, lane, n) for ever, and None when nothing came for a while.
+
+        Ends by ``ReservationsUnavailable``; pub/sub may drop messages, so waiters look by
+        themselves now and then.
+        """
+        with self._guard():
+            pubsub = self.client.pubsub(  # type: ignore[no-untyped-call]
+                ignore_subscribe_messages=True
+            )
+            pubsub.psubscribe(WAKE_PATTERN)
+        try:
+            while True:
+                with self._guard():
+                    message: Any = pubsub.get_message(timeout=timeout_s)
+                if message is None or message["type"] != "pmessage":
+                    yield None
+                    continue
+                data = json.loads(message["data"])
+                yield data["queue"], data["lane"], int(data["n"])
+        finally:
+            pubsub.close()
