@@ -176,7 +176,7 @@ def test_a_drip_ends_in_time(edge: FakeEdge) -> None:
 
 
 def test_a_flood_is_cut(wire: Wire, edge: FakeEdge, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("remote_worker.wire._MAX_ANSWER", 1000)
+    monkeypatch.setattr("remote_worker.transport._MAX_ANSWER", 1000)
     edge.instead("/claim", Answer(body=b" " * 100_000))
     with pytest.raises(Unanswered, match="more than"):
         claim(wire)

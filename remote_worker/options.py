@@ -1,0 +1,170 @@
+"""What can be set and where: options, their twins in the environment, and what becomes of both."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from socket import gethostname
+from typing import Any
+
+import click
+
+from remote_worker.errors import Misconfigured
+from remote_worker.handlers.codex_payload import check_effort, check_model
+from remote_worker.settings import (
+    GIT_AUTHOR,
+    LOG_FORMATS,
+    SANDBOXES,
+    WAY_OUT,
+    Settings,
+)
+
+PREFIX = "DRAWBRIDGE_"
+
+
+class _Words(click.ParamType[tuple[str, ...]]):
+    """A list written with commas or blanks."""
+
+    name = "words"
+
+    def convert(
+        self, value: object, _param: click.Parameter | None, _ctx: click.Context | None
+    ) -> tuple[str, ...]:
+        """Split it."""
+        if isinstance(value, tuple):
+            return value
+        return tuple(str(value).replace(",", " ").split())
+
+
+def _program(name: str) -> str:
+    """Return a program's name as it is, and a path to it from the root: it runs elsewhere."""
+    return str(Path(name).expanduser().absolute()) if os.sep in name else name
+
+
+def _default_work_dir() -> Path:
+    """Return where state belongs on this system."""
+    state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return Path(state) / "drawbridge-worker"
+
+
+def _default_codex_home() -> Path:
+    """Return the CODEX_HOME a person's own `codex` would use."""
+    return Path(os.environ.get("CODEX_HOME") or Path.home() / ".codex")
+
+
+def option(name: str, **more: object) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Return an option with its environment twin: --work-dir is DRAWBRIDGE_WORK_DIR."""
+    twin = PREFIX + name.removeprefix("--").replace("-", "_").upper()
+    return click.option(name, envvar=twin, show_envvar=True, **more)  # type: ignore[arg-type]
+
+
+_PATH = click.Path(path_type=Path)
+_COMMON = (
+    option("--url", required=True, help="The edge: https://host[:port]."),
+    option(
+        "--token-file", required=True, type=_PATH, help="File with the worker's token, mode 0600."
+    ),
+    option("--worker-id", default=gethostname, help="The name the token was made for [hostname]."),
+    option(
+        "--types", type=_Words(), default="",
+        help="Job types to claim [all the token allows; those we cannot run are failed].",
+    ),
+    option(
+        "--capabilities", type=_Words(), default="codex,git", help="What this machine can do."
+    ),
+    option("--work-dir", type=_PATH, default=_default_work_dir, help="Workspaces and spool."),
+    option("--git", default="git", help="The git program."),
+    option("--codex", default="codex", help="The Codex CLI."),
+    option(
+        "--codex-home", type=_PATH, default=_default_codex_home,
+        help="The CODEX_HOME that is logged in [~/.codex].",
+    ),
+    option(
+        "--codex-sandbox", type=click.Choice(SANDBOXES), default="workspace-write",
+        help="Codex's own sandbox; a job cannot choose it.",
+    ),
+    option("--model", help="Model for jobs that name none."),
+    option("--effort", help="Reasoning effort for jobs that name none."),
+    option(
+        "--allow-repository", multiple=True,
+        help="Repositories to take, exact or glob (Org/*, file:///srv/*); repeatable."
+        " Without it: any on a host, none on this machine.",
+    ),
+    option(
+        "--git-token-file", type=_PATH,
+        help="File with a token for the git host, mode 0600: private clones and publishing.",
+    ),
+    option("--git-host", default="github.com", show_default=True, help="The token's host."),
+    option("--use-gh", is_flag=True, help="Use the login of your `gh` in a token file's place."),
+    option("--gh", default="gh", help="The GitHub CLI."),
+    option("--forge-api", help="REST API for pull requests [the host's: GitHub or Enterprise]."),
+    option(
+        "--git-author", default=GIT_AUTHOR, help="Whose the published commits are."
+    ),
+    option(
+        "--allow-workflows", is_flag=True,
+        help="Publish patches that change .github/workflows too.",
+    ),
+    option(
+        "--pass-env", type=_Words(), default="",
+        help="Variables that jobs get beside proxies and certificates.",
+    ),
+    option("--lease-seconds", type=click.IntRange(1, 3600), default=60, show_default=True),
+    option("--wait-seconds", type=click.IntRange(0, 50), default=25, show_default=True),
+    option(
+        "--time-limit", type=click.IntRange(1), default=7200, show_default=True,
+        help="Seconds a job may take at most.",
+    ),
+    option("--concurrency", type=click.IntRange(1, 100), default=1, show_default=True),
+    option("--log-format", type=click.Choice(LOG_FORMATS), default="auto", show_default=True),
+)  # fmt: skip
+
+
+def common(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options of both."""
+    for one in reversed(_COMMON):
+        command = one(command)
+    return command
+
+
+def settings_of(
+    options: dict[str, Any], *, max_jobs: int | None = None, idle_exit_s: float | None = None
+) -> Settings:
+    """Turn options into settings; what cannot work is a usage error."""
+    if not check_model(options["model"]) or not check_effort(options["effort"]):
+        raise click.UsageError("--model or --effort does not look like one")
+    token_file = options["git_token_file"]
+    names = (*WAY_OUT, *options["pass_env"])
+    passed = {name: os.environ[name] for name in names if name in os.environ}
+    try:
+        return Settings(
+            url=options["url"],
+            token_file=options["token_file"],
+            worker_id=options["worker_id"],
+            work_dir=options["work_dir"].expanduser().absolute(),
+            types=options["types"],
+            capabilities=options["capabilities"],
+            lease_s=options["lease_seconds"],
+            wait_s=options["wait_seconds"],
+            concurrency=options["concurrency"],
+            max_jobs=max_jobs,
+            idle_exit_s=idle_exit_s,
+            allow_repository=options["allow_repository"],
+            git=_program(options["git"]),
+            codex=_program(options["codex"]),
+            codex_home=options["codex_home"].expanduser().absolute(),
+            codex_sandbox=options["codex_sandbox"],
+            model=options["model"],
+            effort=options["effort"],
+            time_limit_s=options["time_limit"],
+            pass_environment=passed,
+            git_token_file=token_file and token_file.expanduser().absolute(),
+            git_host=options["git_host"],
+            use_gh=options["use_gh"],
+            gh=options["gh"],
+            forge_api=options["forge_api"],
+            git_author=options["git_author"],
+            allow_workflows=options["allow_workflows"],
+            path=os.environ.get("PATH", os.defpath),
+        )
+    except Misconfigured as error:
+        raise click.UsageError(str(error)) from None

@@ -1,0 +1,133 @@
+"""One request and its answer: the only one to know `requests`, and what counts as an answer.
+
+An answer counts only when it is the edge's own: JSON of the contract's shape. A proxy's page, with
+whatever status, is no answer at all, and a redirect is never followed: the token would go along.
+"""
+
+import json
+import threading
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import NoReturn
+
+import requests
+
+from remote_worker.artifacts import MultipartBody
+from remote_worker.clock import Clock, steady
+from remote_worker.errors import Refused, Unanswered
+
+#: 100 jobs of the largest payload are less than this.
+_MAX_ANSWER = 128 * 1024 * 1024
+CONNECT_S = 5.0
+ANSWER_S = 15.0
+_MAX_RETRY_AFTER_S = 600.0
+_AGAIN = frozenset({408, 425, 429})
+_SERVER_ERROR = 500
+
+
+class Transport:
+    """Asks one edge with one token; may be used by any number of threads."""
+
+    def __init__(self, *, token: str, version: str, clock: Clock = steady) -> None:
+        self._token = token
+        self._version = version
+        self._clock = clock
+        # A session is one thread's: requests does not promise more.
+        self._local = threading.local()
+
+    def ask(
+        self,
+        method: str,
+        url: str,
+        *,
+        data: bytes | MultipartBody | None = None,
+        headers: Mapping[str, str] | None = None,
+        connect_s: float = CONNECT_S,
+        read_s: float = ANSWER_S,
+    ) -> Mapping[str, object]:
+        """Ask once and return the edge's JSON object."""
+        try:
+            with self._session().request(
+                method,
+                url,
+                data=data,
+                headers=dict(headers or {}),
+                timeout=(connect_s, read_s),
+                allow_redirects=False,
+                stream=True,
+            ) as response:
+                body = self._read(response, until=self._clock() + read_s)
+        except requests.RequestException as error:
+            raise Unanswered(f"{method} {url}: {type(error).__name__}") from error
+        return _understand(response, body)
+
+    def _read(self, response: requests.Response, *, until: float) -> bytes:
+        """Read an answer that may be a drip or a flood."""
+        body = bytearray()
+        for chunk in response.iter_content(65536):
+            body += chunk
+            if len(body) > _MAX_ANSWER:
+                raise Unanswered(f"an answer of more than {_MAX_ANSWER} bytes")
+            if self._clock() > until:
+                raise Unanswered("the answer did not end in time")
+        return bytes(body)
+
+    def _session(self) -> requests.Session:
+        """Return this thread's session: no proxies, no .netrc, nothing but what we set."""
+        session: requests.Session | None = getattr(self._local, "session", None)
+        if session is None:
+            session = requests.Session()
+            session.trust_env = False
+            session.headers.update(
+                {
+                    "Authorization": f"Bearer {self._token}",
+                    "Accept": "application/json",
+                    "User-Agent": f"drawbridge-worker/{self._version}",
+                }
+            )
+            self._local.session = session
+        return session
+
+
+def _understand(response: requests.Response, body: bytes) -> Mapping[str, object]:
+    """Tell the edge's yes from its no, and both from everything else on the way."""
+    status, after = response.status_code, _retry_after(response.headers.get("Retry-After"))
+    if status in _AGAIN or status >= _SERVER_ERROR:
+        raise Unanswered(f"the edge answered {status}", retry_after_s=after)
+    try:
+        answer = json.loads(body, parse_constant=_no_number)
+    except (ValueError, RecursionError):
+        raise Unanswered(f"status {status} with a body that is no JSON") from None
+    if not isinstance(answer, dict):
+        raise Unanswered(f"status {status} with a body that is no object")
+    if response.ok and status < requests.codes.multiple_choices:
+        return answer
+    detail = answer.get("detail")
+    if not isinstance(detail, dict) or not isinstance(detail.get("code"), str):
+        raise Unanswered(f"status {status}, but not from the edge: {response.reason}")
+    message = detail.get("message")
+    raise Refused(
+        status=status,
+        code=detail["code"],
+        message=message[:500] if isinstance(message, str) else "",
+    )
+
+
+def _no_number(name: str) -> NoReturn:
+    """Refuse NaN and its relatives."""
+    raise ValueError(name)
+
+
+def _retry_after(value: str | None) -> float:
+    """Return the seconds a Retry-After asks for, 0 when it asks for nothing sensible."""
+    if value is None:
+        return 0.0
+    try:
+        seconds = float(value)
+    except ValueError:
+        try:
+            seconds = (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds()
+        except (ValueError, TypeError):
+            return 0.0
+    return min(max(seconds, 0.0), _MAX_RETRY_AFTER_S)
