@@ -33,7 +33,7 @@ test: $(VENV)/.made codex ## Every test, against real servers; says what it had 
 
 .PHONY: check
 check: lint ## The gate before every commit: format, lint, types, imports, fast tests
-	@$(BIN)/pytest -q -n 2 -m "not slow" tests/unit tests/contract
+	@$(BIN)/pytest -q -n 2 -m "not slow" tests/unit tests/contract tests/attacks
 
 .PHONY: lint
 lint: $(VENV)/.made ## Format, lint, types and import contracts; changes nothing

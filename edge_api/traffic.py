@@ -25,6 +25,7 @@ HEADERS: Final = MappingProxyType(
 )
 REQUEST_ID: Final = "X-Request-Id"
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_JOB_ID: Final = re.compile(r"[0-9a-f-]{36}")
 #: what every log record has; anything else came by ``extra``
 _PLAIN: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
@@ -54,10 +55,16 @@ def finish(response: Response) -> Response:
             "request": g.request_id,
             "token": caller and caller.id,
             "worker": caller and caller.worker_id,
-            "job": (request.view_args or {}).get("job_id"),
+            "job": _job(),
         },
     )
     return response
+
+
+def _job() -> str | None:
+    """Name the job of a route; what cannot be an id may be a token that somebody put there."""
+    named = str((request.view_args or {}).get("job_id"))
+    return named if _JOB_ID.fullmatch(named) else None
 
 
 class JsonFormatter(logging.Formatter):

@@ -1,0 +1,48 @@
+"""README's table and the marks of the tests say the same, and nothing claimed is missing."""
+
+import ast
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+FOLDER: Final = Path(__file__).parent
+ROW: Final = re.compile(r"^\| (\d+) \| [^|]+ \| ([^|]+) \|$", re.MULTILINE)
+TEST: Final = re.compile(r"`(test_\w+\.py::test_\w+)`")
+
+#: numbers that must have a test; whoever takes more of the list adds them here
+CLAIMED: Final = {1, 2, 3, 4, 5, 7, 8, 9, 10, 12, 17}
+
+
+def marked() -> dict[int, set[str]]:
+    """Read which tests say of themselves that they are an attack of the list."""
+    found: dict[int, set[str]] = defaultdict(set)
+    for file in sorted(FOLDER.glob("test_*.py")):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
+                for number in _numbers(node):
+                    found[number].add(f"{file.name}::{node.name}")
+    return dict(found)
+
+
+def _numbers(node: ast.FunctionDef) -> Iterator[int]:
+    for mark in node.decorator_list:
+        if isinstance(mark, ast.Call) and ast.unparse(mark.func) == "pytest.mark.attack":
+            yield from (ast.literal_eval(argument) for argument in mark.args)
+
+
+def listed() -> dict[int, set[str]]:
+    """Read the table."""
+    rows = ROW.findall((FOLDER / "README.md").read_text())
+    numbers = [int(number) for number, _ in rows]
+    assert numbers == sorted(set(numbers)), "a number a row, in order"
+    return {int(number): set(TEST.findall(tests)) for number, tests in rows}
+
+
+def test_the_table_names_the_tests_there_are() -> None:
+    assert {number: tests for number, tests in listed().items() if tests} == marked()
+
+
+def test_every_number_claimed_has_a_test() -> None:
+    assert set(marked()) >= CLAIMED
