@@ -32,6 +32,9 @@ PLACES: Final = {
         "broker.commands.doctor:doctor", "Look whether all is well, and say what to do.", "edge"
     ),
     "edge": Place("edge_api.cli:edge", "Serve the HTTP API that remote workers reach.", "edge"),
+    "jobs": Place(
+        "broker.commands.jobs:jobs", "Submit, follow and cancel jobs through an edge.", "terminal"
+    ),
     "migrate": Place(
         "broker.commands.migrate:migrate", "Bring the ledger to this version's tables.", "edge"
     ),

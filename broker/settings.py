@@ -31,6 +31,9 @@ NAMES: Final = MappingProxyType(
         "DRAWBRIDGE_KEEP_DEAD_LETTERS_DAYS": "how long dead letters are kept",
         "DRAWBRIDGE_KEEP_ARTIFACTS_DAYS": "how long stored files are kept",
         "DRAWBRIDGE_KEEP_OUTBOX_DAYS": "how long settled effects are kept",
+        "DRAWBRIDGE_EDGE_URL": "the edge that `drawbridge jobs` asks",
+        "DRAWBRIDGE_EDGE_TOKEN": "the operator's or producer's token it asks with",
+        "DRAWBRIDGE_EDGE_TOKEN_FILE": "or the file that holds that token",
         "DRAWBRIDGE_BROKER_URL": "the Celery broker; the bridge's and beat's alone",
         "DRAWBRIDGE_RESULT_BACKEND": "Celery's result backend; the bridge's alone",
         "DRAWBRIDGE_QUEUES": "bridged queues, separated by commas",
@@ -205,3 +208,47 @@ class BridgeSettings:
             read_ahead=env.number("DRAWBRIDGE_READ_AHEAD", ours.read_ahead),
             declare_queues=env.flag("DRAWBRIDGE_DECLARE_QUEUES", default=ours.declare_queues),
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EdgeAccess:
+    """The edge that people and scripts ask, and the token they ask with."""
+
+    url: str
+    token: str = field(repr=False)
+
+    @classmethod
+    def from_env(
+        cls,
+        environ: Mapping[str, str] | None = None,
+        *,
+        url: str | None = None,
+        token_file: Path | None = None,
+    ) -> Self:
+        """Read what the arguments leave open.
+
+        Raises:
+            ConfigurationError: something is missing, or the file cannot be read.
+        """
+        env = Environment(environ)
+        url = url or env.get("DRAWBRIDGE_EDGE_URL")
+        if url is None:
+            raise ConfigurationError("Say which edge: --edge-url, or DRAWBRIDGE_EDGE_URL")
+        if not url.startswith(("https://", "http://")):
+            raise ConfigurationError(f"{url!r} is no address like https://edge.example.org")
+        named = env.get("DRAWBRIDGE_EDGE_TOKEN_FILE")
+        file = token_file or (Path(named) if named else None)
+        token = None if token_file else env.get("DRAWBRIDGE_EDGE_TOKEN")
+        if token is None and file is None:
+            raise ConfigurationError(
+                "Say who asks: --token-file, DRAWBRIDGE_EDGE_TOKEN or DRAWBRIDGE_EDGE_TOKEN_FILE; "
+                "`drawbridge tokens create --kind operator` makes a token"
+            )
+        if token is None and file is not None:
+            try:
+                token = file.expanduser().read_text(encoding="utf-8").strip()
+            except (OSError, UnicodeDecodeError) as error:
+                raise ConfigurationError(f"The token file {file} cannot be read: {error}") from None
+        if not token or not token.isascii() or not token.isprintable():
+            raise ConfigurationError("That is no token: it must be one line of printable ASCII")
+        return cls(url=url, token=token)

@@ -73,7 +73,7 @@ def test_a_name_that_does_not_exist_is_an_error_that_names_the_near_match(name: 
     assert raised.value.message == f"There is no setting {name}; did you mean {near}?"
 
 
-@pytest.mark.parametrize("name", ["DRAWBRIDGE_ZZZ", "DRAWBRIDGE_TOKEN_FILE", "DRAWBRIDGE_"])
+@pytest.mark.parametrize("name", ["DRAWBRIDGE_ZZZ", "DRAWBRIDGE_CODEX_HOME", "DRAWBRIDGE_"])
 def test_a_name_near_to_nothing_is_an_error_too(name: str):
     with pytest.raises(ConfigurationError, match=rf"no setting {name} here"):
         StoreSettings.from_env({name: "1"})

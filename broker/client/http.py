@@ -1,0 +1,277 @@
+"""Jobs of one edge over HTTP: each route a method, asked again where a repeat does no harm."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final, Self, cast
+from urllib.parse import quote
+
+import requests
+import tenacity
+from requests.auth import AuthBase
+
+from broker.client.errors import EdgeAway, EdgeRefused
+from broker.client.shapes import ENDED, Artifact, Attempt, Event, Job, RedriveItem, given
+
+PREFIX: Final = "/api/queue"
+#: connecting, and silence of an edge that was not asked to wait
+_TIMEOUT_S: Final = (5.0, 30.0)
+#: how long one question for events waits for one
+_WAIT_S: Final = 20
+#: how soon to ask again for a job that the bridge has not brought yet
+_UNKNOWN_S: Final = 0.1
+_TRIES: Final = 6
+_BUSY: Final = frozenset({429, 503})
+_CHUNK: Final = 256 * 1024
+
+Sleep = Callable[[float], None]
+
+
+class _Again(Exception):
+    """Worth another try, after the seconds the edge asked for."""
+
+    def __init__(self, cause: EdgeRefused | EdgeAway, after_s: float) -> None:
+        super().__init__(str(cause))
+        self.cause = cause
+        self.after_s = after_s
+
+
+class _Token(AuthBase):
+    """The credential; as an auth object, so that no .netrc replaces it."""
+
+    def __init__(self, token: str) -> None:
+        self._token = token
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        request.headers["Authorization"] = f"Bearer {self._token}"
+        return request
+
+
+class Client:
+    """One edge, asked with one operator's or producer's token; for one thread at a time."""
+
+    def __init__(self, url: str, token: str, *, sleep: Sleep = time.sleep) -> None:
+        """Take the edge's address, ``https://host[:port]``, and a token; asks nothing yet."""
+        self._base = url.rstrip("/").removesuffix(PREFIX) + PREFIX
+        self._sleep = sleep
+        self._http = requests.Session()
+        self._http.auth = _Token(token)
+
+    def __enter__(self) -> Self:
+        """Be closed at the end of the block."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close."""
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the connections; may be repeated."""
+        self._http.close()
+
+    def submit(
+        self,
+        type_: str,
+        payload: Mapping[str, Any],
+        *,
+        queue: str | None = None,
+        priority: int = 0,
+        max_attempts: int | None = None,
+        idempotency_key: str | None = None,
+    ) -> Job:
+        """Create a job; with the same ``idempotency_key`` a repeat gives the same job."""
+        body: dict[str, Any] = {"type": type_, "payload": dict(payload), "priority": priority}
+        # a key in any case, so that a lost answer can be asked for again
+        body["idempotencyKey"] = idempotency_key or str(uuid.uuid4())
+        body |= given(queue=queue, maxAttempts=max_attempts)
+        return cast(Job, self._json("POST", "/jobs", body=body))
+
+    def job(self, job_id: str) -> Job:
+        """Look at a job."""
+        return cast(Job, self._json("GET", f"/jobs/{_part(job_id)}"))
+
+    def jobs(
+        self,
+        *,
+        status: str | None = None,
+        type_: str | None = None,
+        queue: str | None = None,
+        worker: str | None = None,
+        limit: int = 50,
+    ) -> Iterator[Job]:
+        """Yield at most ``limit`` jobs, newest first."""
+        asked = given(status=status, type=type_, queue=queue, worker=worker)
+        cursor: str | None = None
+        while limit > 0:
+            page = self._json(
+                "GET", "/jobs", params=asked | given(cursor=cursor) | {"limit": min(limit, 200)}
+            )
+            yield from page["items"]
+            limit -= len(page["items"])
+            cursor = page["nextCursor"]
+            if cursor is None:
+                return
+
+    def attempts(self, job_id: str) -> list[Attempt]:
+        """List a job's leases, oldest first."""
+        return list(self._json("GET", f"/jobs/{_part(job_id)}/attempts")["items"])
+
+    def cancel(self, job_id: str, *, reason: str | None = None) -> Job:
+        """Cancel a queued job, or ask a running one's worker to stop; a repeat changes nothing."""
+        body = given(reason=reason)
+        return cast(Job, self._json("POST", f"/jobs/{_part(job_id)}/cancel", body=body))
+
+    def redrive(self, ids: Sequence[str], *, dry_run: bool = False) -> list[RedriveItem]:
+        """Bring failed and dead-lettered jobs back; needs an operator's token.
+
+        A repeat finds them queued: their outcome is then ``not_dead``.
+        """
+        body = {"ids": list(ids), "dryRun": dry_run}
+        return list(self._json("POST", "/dead-letters/redrive", body=body)["items"])
+
+    def events(
+        self, job_id: str, *, after: int = 0, wait_s: int = 0, limit: int = 200
+    ) -> list[Event]:
+        """Read the log after a ``seq``, waiting up to ``wait_s`` (0-50) seconds for an entry."""
+        asked = {"after": after, "waitSeconds": wait_s, "limit": limit}
+        return list(self._json("GET", f"/jobs/{_part(job_id)}/events", params=asked)["items"])
+
+    def follow(self, job_id: str, *, after: int = 0, unknown_s: float = 0.0) -> Iterator[Event]:
+        """Yield a job's log as it grows, to its last entry.
+
+        A task just sent is no job until the bridge has brought it: ``unknown_s`` is how many
+        seconds to look for it before ``EdgeRefused`` with ``job_not_found``.
+        """
+        while True:
+            # the status first: what was logged before the end is then surely read
+            over = self._known(job_id, unknown_s)["status"] in ENDED
+            found = self.events(job_id, after=after, wait_s=0 if over else _WAIT_S)
+            yield from found
+            if found:
+                after = found[-1]["seq"]
+            elif over:
+                return
+            unknown_s = 0.0
+
+    def artifacts(self, job_id: str) -> list[Artifact]:
+        """List a job's files."""
+        asked = {"limit": 500}
+        return list(self._json("GET", f"/jobs/{_part(job_id)}/artifacts", params=asked)["items"])
+
+    def download(self, artifact: Artifact, to: Path) -> Path:
+        """Write a file to the path ``to``, whole and verified or not at all.
+
+        Raises:
+            EdgeAway: what came is not what the digest says.
+        """
+        path = f"/jobs/{_part(artifact['jobId'])}/artifacts/{_part(artifact['id'])}/download"
+        digest = hashlib.sha256()
+        handle, draft = tempfile.mkstemp(dir=to.parent, prefix=f".{to.name[:32]}.")
+        try:
+            with os.fdopen(handle, "wb") as file, self._sent("GET", path, stream=True) as answer:
+                for chunk in answer.iter_content(_CHUNK):
+                    digest.update(chunk)
+                    file.write(chunk)
+            if f"sha256:{digest.hexdigest()}" != artifact["digest"]:
+                raise EdgeAway(f"{artifact['name']} arrived damaged; try again")
+            Path(draft).replace(to)
+        except requests.RequestException as error:
+            raise EdgeAway(f"{artifact['name']} was cut off: {error}") from None
+        finally:
+            with suppress(FileNotFoundError):
+                Path(draft).unlink()
+        return to
+
+    def _known(self, job_id: str, unknown_s: float) -> Job:
+        while True:
+            try:
+                return self.job(job_id)
+            except EdgeRefused as refused:
+                if refused.reason != "job_not_found" or unknown_s <= 0:
+                    raise
+            self._sleep(_UNKNOWN_S)
+            unknown_s -= _UNKNOWN_S
+
+    def _json(
+        self,
+        method: str,
+        path: str,
+        *,
+        params: Mapping[str, Any] | None = None,
+        body: Mapping[str, Any] | None = None,
+    ) -> Any:
+        with self._sent(method, path, params=params, json=body) as answer:
+            try:
+                return answer.json()
+            except requests.RequestException:
+                raise EdgeAway(f"{self._base} answers something that is no edge's") from None
+
+    def _sent(self, method: str, path: str, **more: Any) -> requests.Response:
+        """Send until there is an answer; every call of ours may come twice."""
+        tries = tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type(_Again),
+            stop=tenacity.stop_after_attempt(_TRIES),
+            wait=_pause,
+            sleep=self._sleep,
+            reraise=True,
+        )
+        try:
+            return tries(self._once, method, path, **more)
+        except _Again as again:
+            raise again.cause from None
+
+    def _once(self, method: str, path: str, **more: Any) -> requests.Response:
+        connect_s, read_s = _TIMEOUT_S
+        wait_s = (more.get("params") or {}).get("waitSeconds", 0)
+        try:
+            answer = self._http.request(
+                method,
+                self._base + path,
+                timeout=(connect_s, read_s + wait_s),
+                allow_redirects=False,
+                **more,
+            )
+        except (requests.ConnectionError, requests.Timeout) as error:
+            away = EdgeAway(f"{self._base} does not answer: {type(error).__name__}")
+            raise _Again(away, 0.0) from None
+        except requests.RequestException as error:
+            raise EdgeAway(f"{self._base} cannot be asked: {error}") from None
+        if answer.ok and not answer.is_redirect:
+            return answer
+        with answer:
+            refused = _refusal(answer)
+        if answer.status_code in _BUSY:
+            raise _Again(refused, _retry_after(answer))
+        raise refused
+
+
+def _pause(state: tenacity.RetryCallState) -> float:
+    error = state.outcome.exception() if state.outcome else None
+    asked = error.after_s if isinstance(error, _Again) else 0.0
+    return max(asked, tenacity.wait_random_exponential(multiplier=0.2, max=5.0)(state))
+
+
+def _retry_after(answer: requests.Response) -> float:
+    text = answer.headers.get("Retry-After", "")
+    return min(float(text), 60.0) if text.isascii() and text.isdigit() else 0.0
+
+
+def _refusal(answer: requests.Response) -> EdgeRefused | EdgeAway:
+    """Read why the edge said no; a page of something else is no edge's word."""
+    try:
+        detail = answer.json()["detail"]
+        return EdgeRefused(answer.status_code, str(detail["code"]), str(detail["message"]))
+    except (requests.RequestException, LookupError, TypeError):
+        return EdgeAway(f"{answer.url} answers {answer.status_code}, and not as an edge does")
+
+
+def _part(text: str) -> str:
+    """Make one segment of a path of what somebody typed."""
+    return quote(text, safe="")

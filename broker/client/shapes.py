@@ -1,0 +1,97 @@
+"""The contract's objects as an edge sends them, key by key."""
+
+from __future__ import annotations
+
+from typing import Any, Final, TypedDict
+
+#: statuses after which a job changes no more, unless it is redriven
+ENDED: Final = frozenset({"succeeded", "failed", "cancelled", "dead_letter"})
+
+
+class Job(TypedDict):
+    """A job; times are RFC 3339 in UTC, ``None`` where there is nothing to say."""
+
+    id: str
+    type: str
+    status: str
+    queue: str
+    priority: int
+    payload: dict[str, Any]
+    attempt: int
+    maxAttempts: int
+    claimedBy: str | None
+    leaseExpiresAt: str | None
+    nextAttemptAt: str | None
+    result: Any
+    resultSummary: str | None
+    errorType: str | None
+    errorMessage: str | None
+    cancelRequestedAt: str | None
+    cancelReason: str | None
+    createdAt: str
+    startedAt: str | None
+    finishedAt: str | None
+    updatedAt: str
+    createdByUserId: str | None
+    requestedByUserId: str | None
+    affinityKey: str | None
+    artifactsPath: str
+    fence: int
+    leaseId: str | None
+
+
+class Event(TypedDict):
+    """One entry of a job's log; ``seq`` is the cursor after it."""
+
+    id: str
+    jobId: str
+    seq: int
+    level: str
+    message: str
+    payload: dict[str, Any] | None
+    attempt: int
+    fence: int
+    createdAt: str
+
+
+class Artifact(TypedDict):
+    """A stored file of a job; ``digest`` is ``sha256:<hex>``."""
+
+    id: str
+    jobId: str
+    name: str
+    contentType: str | None
+    sizeBytes: int
+    digest: str
+    storagePath: str
+    attempt: int
+    fence: int
+    createdAt: str
+
+
+class Attempt(TypedDict):
+    """One lease of a job; ``outcome`` and ``endedAt`` are ``None`` while it is open."""
+
+    jobId: str
+    attempt: int
+    run: int
+    fence: int
+    workerId: str
+    startedAt: str
+    endedAt: str | None
+    outcome: str | None
+    errorMessage: str | None
+
+
+class RedriveItem(TypedDict):
+    """What became of one job of a redrive."""
+
+    id: str
+    outcome: str
+    status: str | None
+    nextAttemptAt: str | None
+
+
+def given(**values: Any) -> dict[str, Any]:
+    """Leave out what was not given: absent is the edge's default, null is a value."""
+    return {name: value for name, value in values.items() if value is not None}

@@ -1,0 +1,104 @@
+"""How jobs look on a terminal; what strangers wrote is never markup, nor a control character."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from broker.client import Artifact, Attempt, Event, Job
+
+_STYLES = {"succeeded": "green", "failed": "red", "dead_letter": "red", "running": "cyan"}
+
+
+def plain(value: object) -> str:
+    """Show a value of somebody else's on one line, with what could move the cursor escaped."""
+    text = "" if value is None else str(value)
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def listing(jobs: Sequence[Job]) -> RenderableType:
+    """Show jobs as a table."""
+    table = Table("id", "type", "status", "queue", "attempt", "worker", "created", box=None)
+    for job in jobs:
+        table.add_row(
+            Text(job["id"], no_wrap=True),
+            Text(plain(job["type"])),
+            Text(job["status"], style=_STYLES.get(job["status"], "")),
+            Text(plain(job["queue"])),
+            f"{job['attempt']}/{job['maxAttempts']}",
+            Text(plain(job["claimedBy"])),
+            _second(job["createdAt"]),
+        )
+    return table if jobs else Text("No such jobs.")
+
+
+def detail(job: Job, attempts: Sequence[Attempt], files: Sequence[Artifact]) -> RenderableType:
+    """Show one job with its leases and files."""
+    facts = Table(box=None, show_header=False)
+    facts.add_column(style="bold", no_wrap=True)
+    for name, value in _facts(job).items():
+        if value:
+            facts.add_row(name, Text(plain(value)))
+    shown: list[RenderableType] = [facts]
+    if attempts:
+        table = Table("attempt", "fence", "worker", "started", "ended", "outcome", box=None)
+        for one in attempts:
+            table.add_row(
+                str(one["attempt"]), str(one["fence"]), Text(plain(one["workerId"])),
+                _second(one["startedAt"]), _second(one["endedAt"]), one["outcome"] or "",
+            )  # fmt: skip
+        shown += ["", table]
+    if files:
+        table = Table("file", "bytes", "digest", box=None)
+        for file in files:
+            table.add_row(Text(plain(file["name"])), str(file["sizeBytes"]), file["digest"][:19])
+        shown += ["", table]
+    return Group(*shown)
+
+
+def summary(job: Job) -> str:
+    """Say in one line where a job stands."""
+    parts = [job["id"], job["status"]]
+    if job["status"] == "running" and job["cancelRequestedAt"]:
+        parts.append("(its worker is asked to stop)")
+    why = job["cancelReason"] if job["status"] == "cancelled" else job["errorMessage"]
+    parts.append(plain(job["resultSummary"] or why))
+    return "  ".join(part for part in parts if part)
+
+
+def event_line(event: Event) -> str:
+    """Say in one line what was logged."""
+    level = "" if event["level"] == "info" else f"{event['level'].upper()}  "
+    return f"{_second(event['createdAt'])}  {level}{plain(event['message'])}"
+
+
+def _facts(job: Job) -> dict[str, object]:
+    return {
+        "id": job["id"],
+        "type": job["type"],
+        "status": job["status"],
+        "queue": job["queue"],
+        "priority": job["priority"],
+        "attempt": f"{job['attempt']} of {job['maxAttempts']}",
+        "worker": job["claimedBy"],
+        "lease until": job["leaseExpiresAt"],
+        "next attempt": job["nextAttemptAt"],
+        "created": job["createdAt"],
+        "started": job["startedAt"],
+        "finished": job["finishedAt"],
+        "cancel asked": job["cancelRequestedAt"],
+        "cancel reason": job["cancelReason"],
+        "payload": job["payload"],
+        "result": job["result"],
+        "summary": job["resultSummary"],
+        "error type": job["errorType"],
+        "error": job["errorMessage"],
+    }
+
+
+def _second(moment: str | None) -> str:
+    """Leave out the fraction of a second."""
+    return "" if moment is None else moment.partition(".")[0].removesuffix("Z") + "Z"
