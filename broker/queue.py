@@ -22,6 +22,7 @@ from typing import Final
 import sqlalchemy as sa
 from cachetools import LRUCache
 
+from broker import figures
 from broker.catalog import Catalog
 from broker.claims import Claims
 from broker.clock import Clock, from_ms, to_ms
@@ -117,6 +118,9 @@ class JobQueue:
             return []
         with self.ledger.write() as conn:
             outcomes = intake.ingest(conn, items, self.clock.now())
+        figures.ingested(
+            (item.queue, one.outcome) for item, one in zip(items, outcomes, strict=True)
+        )
         self._place([one.job for one in outcomes if one.job is not None])
         return outcomes
 

@@ -39,6 +39,7 @@ NAMES: Final = MappingProxyType(
         "DRAWBRIDGE_QUEUES": "bridged queues, separated by commas",
         "DRAWBRIDGE_NODE_SUFFIX": "what follows the @ in a remote worker's node name",
         "DRAWBRIDGE_READ_AHEAD": "queued jobs per queue above which ingest waits",
+        "DRAWBRIDGE_OUTBOX_WARN_SECONDS": "how long Celery may be untold before the bridge warns",
         "DRAWBRIDGE_DECLARE_QUEUES": "whether the bridge declares its queues (true or false)",
     },
 )
@@ -193,6 +194,8 @@ class BridgeSettings:
     queues: tuple[str, ...] = ("remote",)
     node_suffix: str = "edge"
     read_ahead: int = 10_000
+    #: an effect that Celery was not told for as long is a warning
+    outbox_warn_s: int = 60
     declare_queues: bool = False
 
     @classmethod
@@ -206,6 +209,7 @@ class BridgeSettings:
             queues=env.words("DRAWBRIDGE_QUEUES", ours.queues),
             node_suffix=env.text("DRAWBRIDGE_NODE_SUFFIX", ours.node_suffix),
             read_ahead=env.number("DRAWBRIDGE_READ_AHEAD", ours.read_ahead),
+            outbox_warn_s=env.number("DRAWBRIDGE_OUTBOX_WARN_SECONDS", ours.outbox_warn_s),
             declare_queues=env.flag("DRAWBRIDGE_DECLARE_QUEUES", default=ours.declare_queues),
         )
 

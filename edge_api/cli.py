@@ -24,8 +24,24 @@ from edge_api.traffic import log_to_stderr
     type=click.IntRange(RESERVE + 1, 10_000),
     help=f"Calls served at once; all but {RESERVE} may be waiting claims.",
 )
+@click.option(
+    "--metrics-port",
+    type=click.IntRange(1, 65535),
+    help="Serve figures for Prometheus there, to whoever reaches it.",
+)
+@click.option(
+    "--metrics-host", default="127.0.0.1", show_default=True, help="Address of --metrics-port."
+)
 @click.option("--json", "as_json", is_flag=True, help="Say for a script where it listens.")
-def edge(*, host: str, port: int, threads: int, as_json: bool) -> None:
+def edge(
+    *,
+    host: str,
+    port: int,
+    threads: int,
+    metrics_port: int | None,
+    metrics_host: str,
+    as_json: bool,
+) -> None:
     """Serve the HTTP API that remote workers reach.
 
     Put a TLS proxy that buffers requests before it when it faces the internet.
@@ -44,7 +60,8 @@ def edge(*, host: str, port: int, threads: int, as_json: bool) -> None:
         click.echo(json.dumps({"url": url}) if as_json else f"The edge listens on {url}")
 
     log_to_stderr()
-    EdgeServer(settings, host=host, port=port, listening=listening).run()
+    metrics = None if metrics_port is None else (metrics_host, metrics_port)
+    EdgeServer(settings, host=host, port=port, listening=listening, metrics=metrics).run()
 
 
 def _is_loopback(host: str) -> bool:

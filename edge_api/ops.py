@@ -1,10 +1,13 @@
-"""For whoever keeps the edge running: does it live, and can it serve."""
+"""For whoever keeps the edge running: does it live, can it serve, and what has it counted."""
 
 from __future__ import annotations
 
+from flask import Response
 from flask.views import MethodView
 
+from broker import figures
 from edge_api.answers import HealthSchema
+from edge_api.auth import Kind
 from edge_api.services import current_services
 from edge_api.smorest import Blueprint
 
@@ -32,3 +35,14 @@ class Ready(MethodView):
         """Say that ledger and reservations answer; 503 while one does not."""
         current_services().queue.ready()
         return {"status": "ok"}
+
+
+@blp.route("/metrics", endpoint="metrics")
+class Metrics(MethodView):
+    """What this edge has counted."""
+
+    @blp.allow(Kind.OPERATOR)
+    @blp.response(200, {"type": "string"}, content_type="text/plain")
+    def get(self) -> Response:
+        """Write the figures for Prometheus; without a credential they are on --metrics-port."""
+        return Response(figures.text(), content_type=figures.CONTENT_TYPE)

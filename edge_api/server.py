@@ -18,6 +18,7 @@ from gunicorn.glogging import Logger
 from gunicorn.http import errors as http_errors
 from gunicorn.workers.gthread import ThreadWorker
 
+from broker import figures
 from edge_api import create_app
 from edge_api.errors import code_of, detail
 from edge_api.services import EXTENSION, Services
@@ -119,11 +120,16 @@ class EdgeServer(BaseApplication):
         host: str,
         port: int,
         listening: Callable[[str], None],
+        metrics: tuple[str, int] | None = None,
     ) -> None:
-        """Serve on ``host`` and ``port`` (0: a free one); ``listening`` is told the URL once."""
+        """Serve on ``host`` and ``port`` (0: a free one); ``listening`` is told the URL once.
+
+        ``metrics`` is where figures are served to whoever asks.
+        """
         self._settings = settings
         self._bind = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         self._listening = listening
+        self._metrics = metrics
         super().__init__()
 
     def load_config(self) -> None:
@@ -157,6 +163,8 @@ class EdgeServer(BaseApplication):
         return create_app(self._settings)
 
     def _started(self, worker: EdgeWorker) -> None:
+        if self._metrics is not None:
+            figures.serve(*self._metrics)
         if worker.age == 1:  # the first one, and not its replacement
             host, port = worker.sockets[0].getsockname()[:2]
             self._listening(f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")

@@ -13,6 +13,8 @@ from typing import Any, Final
 
 from flask import Response, g, request
 
+from edge_api import figures
+
 logger = logging.getLogger(__name__)
 
 HEADERS: Final = MappingProxyType(
@@ -43,6 +45,13 @@ def finish(response: Response) -> Response:
         response.headers.setdefault(name, value)
     response.headers[REQUEST_ID] = g.request_id
     caller = g.get("principal")
+    seconds = time.monotonic() - g.began
+    figures.answered(
+        method=request.method,
+        route=None if request.url_rule is None else request.url_rule.rule,
+        status=response.status_code,
+        seconds=seconds,
+    )
     logger.info(
         "%s %s",
         request.method,
@@ -51,7 +60,7 @@ def finish(response: Response) -> Response:
         extra={
             "action": "request",
             "status": response.status_code,
-            "seconds": round(time.monotonic() - g.began, 4),
+            "seconds": round(seconds, 4),
             "request": g.request_id,
             "token": caller and caller.id,
             "worker": caller and caller.worker_id,

@@ -22,6 +22,7 @@ from cachetools import TTLCache
 from broker.errors import Unavailable
 from broker.policy import Eligibility, Lane
 from broker.records import ClaimRequest, Job
+from edge_api import figures
 
 logger = logging.getLogger(__name__)
 
@@ -143,6 +144,15 @@ class Waiting:
         Raises:
             Crowded: there is nothing, and no place to wait for it.
         """
+        try:
+            jobs = self._claim(request, wait_s)
+        except Crowded:
+            figures.crowded()
+            raise
+        figures.claimed(len(jobs))
+        return jobs
+
+    def _claim(self, request: ClaimRequest, wait_s: float) -> list[Job]:
         if self._has_gone(request):
             return []
         jobs = self._queue.claim(request)
@@ -168,6 +178,7 @@ class Waiting:
             if len(self) >= self._capacity:
                 raise Crowded
             self._pollers += 1
+            figures.WAITING.inc()
         try:
             while not found and (left := until - time.monotonic()) > 0:
                 if self._stopped.wait(min(left, POLL_EVERY_S)):
@@ -177,6 +188,7 @@ class Waiting:
         finally:
             with self._lock:
                 self._pollers -= 1
+                figures.WAITING.dec()
 
     def _park(self, waiter: _Waiter) -> int:
         with self._lock:
@@ -189,6 +201,7 @@ class Waiting:
                 self._listener.start()
             ticket = next(self._tickets)
             self._waiters[ticket] = waiter
+            figures.WAITING.inc()
             return ticket
 
     def _wait(self, ticket: int, waiter: _Waiter, until: float) -> list[Job]:
@@ -213,6 +226,7 @@ class Waiting:
     def _leave(self, ticket: int, waiter: _Waiter) -> None:
         with self._lock:
             del self._waiters[ticket]
+            figures.WAITING.dec()
             if waiter.wake is not None:
                 self._rouse(waiter.wake, 1)
 
@@ -232,6 +246,7 @@ class Waiting:
             if wake.lane is None or waiter.eligible.allows(wake.lane):
                 waiter.wake = wake
                 waiter.event.set()
+                figures.WOKEN.inc()
                 n -= 1
 
     def _listen(self) -> None:
@@ -241,6 +256,7 @@ class Waiting:
                     if self._stopped.is_set():
                         return
                     if message is not None:
+                        figures.WAKES.inc()
                         queue, key, n = message
                         wake = Wake(self._lane(queue, key))
                         with self._lock:

@@ -11,7 +11,9 @@ from typing import Any
 
 import click
 from celery.app.utils import find_app
+from prometheus_client import REGISTRY
 
+from broker import figures
 from broker.bridge import maintenance
 from broker.bridge.app import install, make_app
 from broker.bridge.runtime import Settings
@@ -31,6 +33,14 @@ _LEVELS = click.Choice(["DEBUG", "INFO", "WARNING", "ERROR"], case_sensitive=Fal
 @click.option("--broker-url", help="The Celery broker, unless an app brings it.")
 @click.option("--result-backend", help="Celery's result backend, unless an app brings it.")
 @click.option("--declare-queues", is_flag=True, help="Declare the queues on the broker.")
+@click.option(
+    "--metrics-port",
+    type=click.IntRange(1, 65535),
+    help="Serve figures for Prometheus there, to whoever reaches it.",
+)
+@click.option(
+    "--metrics-host", default="127.0.0.1", show_default=True, help="Address of --metrics-port."
+)
 @click.option("-n", "--name", default="bridge@%h", show_default=True, help="Name of the node.")
 @click.option("-c", "--concurrency", type=click.IntRange(1, 64), default=4, show_default=True)
 @click.option("-l", "--loglevel", type=_LEVELS, default="INFO", show_default=True)
@@ -43,6 +53,8 @@ def bridge(
     broker_url: str | None,
     result_backend: str | None,
     declare_queues: bool,
+    metrics_port: int | None,
+    metrics_host: str,
     name: str,
     concurrency: int,
     loglevel: str,
@@ -53,7 +65,10 @@ def bridge(
     _check_tables(settings)
     app = _app(app_name, told)
     _check_results(app)
-    install(app, settings=settings)
+    installed = install(app, settings=settings)
+    if metrics_port is not None:
+        REGISTRY.register(installed.gauges)
+        figures.serve(metrics_host, metrics_port)
     worker = app.Worker(
         hostname=name.replace("%h", socket.gethostname()),
         pool_cls="threads",  # a fork would copy the locks our threads hold

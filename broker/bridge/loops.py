@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 from typing import Final
 
@@ -46,6 +47,8 @@ class Loop:
     def __init__(self, name: str, step: Callable[[], float]) -> None:
         self.name = name
         self.failures = 0
+        #: when the last step that raised nothing ended, monotonic
+        self.passed_at = time.monotonic()
         self._step = step
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
@@ -74,6 +77,7 @@ class Loop:
         while not self._stopping.wait(pause):
             try:
                 pause = self._step()
+                self.passed_at = time.monotonic()
                 if row:
                     logger.info("%s works again", self.name, extra={"action": "loop"})
                 row = 0

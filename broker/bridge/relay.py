@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any, Final
 
+from broker import figures
 from broker.bridge.announcer import Announcer
 from broker.bridge.loops import is_outage
 from broker.bridge.settle import BACKEND_KINDS, REPEATABLE, Settler
@@ -107,12 +108,13 @@ class Relay:
             if unsent:
                 self._tell(unsent[0], error)
 
-    def _mark(self, effects: Iterable[Effect]) -> None:
+    def _mark(self, effects: Sequence[Effect]) -> None:
         seqs = [effect.seq for effect in effects]
         if seqs:
             with self._ledger.write() as conn:
                 outbox.done(conn, seqs, now=self._clock.now())
             self.told += len(seqs)
+            figures.told(effect.kind for effect in effects)
 
     def _return(self, batch: _Batch) -> None:
         if not (batch.refused or batch.unreached or batch.untried):
@@ -121,6 +123,7 @@ class Relay:
         with self._ledger.write() as conn:
             for effect, error in batch.refused:
                 if not outbox.retry(conn, effect.seq, error=error, now=now):
+                    figures.parked(effect.kind)
                     logger.error(
                         "parked effect %d (%s) of job %s: %s",
                         effect.seq, effect.kind, effect.job_id, error,

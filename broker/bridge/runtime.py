@@ -19,6 +19,7 @@ from broker.bridge.answers import Answers
 from broker.bridge.control import Mailbox, quiet_revokes
 from broker.bridge.decode import BUILTIN, Decoder
 from broker.bridge.fetch import Drain, ReadAhead
+from broker.bridge.gauges import Gauges, OutboxWatch
 from broker.bridge.loops import STOP_S, Loop
 from broker.bridge.nodes import Fleet
 from broker.bridge.relay import Relay
@@ -42,6 +43,8 @@ BEAT_MS: Final = 60_000
 LOOK_S: Final = 0.5
 #: between looks at what was revoked
 REVOKE_S: Final = 0.05
+#: between looks at how long Celery was not told
+WATCH_S: Final = 5.0
 #: a nudge looks at the outbox only when the loop is this late
 LATE_S: Final = 2.0
 #: rows a nudge relays at most: this many takes
@@ -100,6 +103,9 @@ class Bridge:
         self.drains: list[Drain] = []
         self._loops: list[Loop] = []
         self._last_words: list[Callable[[], None]] = []
+        self.gauges = Gauges(
+            self.ledger, self.reservations, clock=self.clock, loops=lambda: self._loops
+        )
 
     @property
     def by_drain(self) -> bool:
@@ -201,7 +207,18 @@ class Bridge:
             *(self._duty(name) for name in ("expire_leases", "release_due_retries")),
             *(self._duty(name) for name in ("reconcile", "prune")),
             Loop("relay", relay.step),
+            self._watch(relay),
         ]
+
+    def _watch(self, relay: Relay) -> Loop:
+        warn_s = self.settings.bridge.outbox_warn_s
+        watch = OutboxWatch(relay.behind_s, warn_s=warn_s, monotonic=time.monotonic)
+
+        def step() -> float:
+            watch.look()
+            return WATCH_S
+
+        return Loop("outbox", step)
 
     def _duty(self, name: str) -> Loop:
         every_s = maintenance.EVERY_S[name]

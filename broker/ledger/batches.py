@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
-from broker import effects
+from broker import effects, figures
 from broker.ledger import events, jobs, outbox
 from broker.records import Job
 from broker.states import Status, Trigger, target
@@ -52,6 +52,7 @@ def complete(conn: sa.Connection, endings: Sequence[Ending], *, now: datetime) -
         runtime_s = max(0.0, (now - started[job.id]).total_seconds())
         rows_told = effects.succeeded(job, row.canvas, now, runtime_s=runtime_s)
         told += [(job.id, effect) for effect in rows_told]
+        figures.moved(job.queue, job.type, Trigger.COMPLETE)
     events.insert(conn, log)
     outbox.insert(conn, told, now)
     return {id_: jobs.to_job(row) for id_, row in rows.items()}

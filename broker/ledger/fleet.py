@@ -45,3 +45,28 @@ def backlog(conn: sa.Connection, queue: str, *, limit: int) -> int:
     some = sa.select(jobs.c.id).where(jobs.c.status == Status.QUEUED, jobs.c.queue == queue)
     count = sa.select(sa.func.count()).select_from(some.limit(limit).subquery())
     return int(conn.execute(count).scalar_one())
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """The jobs of one queue, type and status, and since when the oldest is there."""
+
+    queue: str
+    type: str
+    status: Status
+    jobs: int
+    oldest: datetime
+
+
+def load(conn: sa.Connection) -> list[Load]:
+    """Count what waits, runs or is a dead letter; reads all of these rows, so ask seldom."""
+    told = (Status.QUEUED, Status.RUNNING, Status.DEAD_LETTER)
+    query = (
+        sa.select(
+            jobs.c.queue, jobs.c.type, jobs.c.status, sa.func.count(),
+            sa.func.min(jobs.c.created_at, type_=jobs.c.created_at.type),
+        )
+        .where(jobs.c.status.in_(told))
+        .group_by(jobs.c.queue, jobs.c.type, jobs.c.status)
+    )  # fmt: skip
+    return [Load(*row) for row in conn.execute(query)]

@@ -147,6 +147,13 @@ def oldest(conn: sa.Connection) -> datetime | None:
     return moment
 
 
+def waiting(conn: sa.Connection) -> int:
+    """Count the undone effects."""
+    open_ = (outbox.c.done_at.is_(None), outbox.c.parked_at.is_(None))
+    query = sa.select(sa.func.count()).select_from(outbox).where(*open_)
+    return int(conn.scalar(query) or 0)
+
+
 class Parked(NamedTuple):
     """Effects that were given up, and what became of the last of them."""
 

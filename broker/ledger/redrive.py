@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 
 import sqlalchemy as sa
 
-from broker import effects
+from broker import effects, figures
 from broker.ledger import events, jobs, outbox
 from broker.ledger.transitions import not_before
 from broker.records import Job, RedriveFilter
@@ -81,6 +81,7 @@ def redrive(
             "nextAttemptAt": None if due is None else due.isoformat().replace("+00:00", "Z"),
         }  # fmt: skip
         log.append(events.row(moved.job, moved.event_seq, "Job redriven", payload, at))
+        figures.moved(moved.job.queue, moved.job.type, Trigger.REDRIVE)
         error = effects.error_of(job)
         told += [(job.id, row) for row in effects.retried(moved.job, error, at, worker=None)]
         back.append(moved.job)

@@ -13,7 +13,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from broker import effects
+from broker import effects, figures
 from broker.backoff import lease_lost_delay_s, retry_delay_s
 from broker.errors import JobNotFound, JobStateConflict, LeaseLost, OwnershipMismatch
 from broker.ledger import events, outbox
@@ -61,6 +61,7 @@ def grant(
         payload = {"workerId": job.claimed_by, "attempt": job.attempt, "fence": job.fence}
         log.append(events.row(job, seq, "Job claimed", payload, job.updated_at))
         told += [(job.id, row) for row in effects.granted(job, job.updated_at)]
+        figures.moved(job.queue, job.type, Trigger.GRANT)
     events.insert(conn, log)
     outbox.insert(conn, told, now)
     return sorted((one.job for one in moved), key=lambda job: (-job.priority, job.seq))
@@ -290,6 +291,7 @@ def _move(
     )  # fmt: skip
     if not moved:
         raise JobStateConflict
+    figures.moved(job.queue, job.type, trigger)
     return moved[0]
 
 

@@ -23,6 +23,7 @@ USERS = {"producer", "operator"}
 MAY = {
     ("GET", "/healthz"): EVERYBODY,
     ("GET", "/readyz"): EVERYBODY,
+    ("GET", "/metrics"): {"operator"},
     ("GET", "/api/queue/jobs"): USERS,
     ("POST", "/api/queue/jobs"): USERS,
     ("GET", "/api/queue/jobs/<string:job_id>"): USERS | {"worker"},
