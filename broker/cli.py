@@ -42,6 +42,9 @@ PLACES: Final = {
         "broker.commands.redrive:redrive", "Bring back jobs that failed for good.", "edge"
     ),
     "tokens": Place("broker.commands.tokens:tokens", "Create, list and revoke tokens.", "edge"),
+    "workers": Place(
+        "broker.commands.workers:workers", "Look at the remote workers through an edge.", "terminal"
+    ),
     "up": Place("broker.stack.up:up", "Run everything on this machine until Ctrl-C.", "demo"),
 }
 

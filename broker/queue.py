@@ -62,6 +62,7 @@ from broker.redrive import Redriver
 from broker.reservations.keys import QUEUE_NAME
 from broker.reservations.shapes import Renewed
 from broker.reservations.store import Reservations
+from broker.roster import Roster
 from broker.settings import QueueSettings
 
 log = logging.getLogger(__name__)
@@ -88,6 +89,7 @@ class JobQueue:
         self.settings = settings
         self.index = Indexer(ledger, reservations, clock)
         self.catalog = Catalog(ledger)
+        self.roster = Roster(ledger, reservations, clock=clock)
         self.expiry = Expiry(ledger, reservations, index=self.index, clock=clock, settings=settings)
         self._claims = Claims(
             ledger, reservations, index=self.index, expiry=self.expiry, clock=clock,

@@ -119,6 +119,31 @@ class Holder:
     lease_id: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class HeldJob:
+    """A job that a worker holds, in short."""
+
+    id: str
+    type: str
+    queue: str
+    attempt: int
+    fence: int
+    started_at: datetime | None
+    cancel_requested_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RemoteWorker:
+    """A remote worker: when it was seen, what its last hello said, what it holds."""
+
+    worker_id: str
+    online: bool
+    last_seen_at: datetime | None
+    first_seen_at: datetime | None
+    hello: Mapping[str, Json]
+    held: tuple[HeldJob, ...]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Completion:
     """The good end of one of several jobs."""

@@ -17,6 +17,7 @@ from edge_api import (
     dead_letters,
     errors,
     events,
+    fleet,
     jobs,
     leases,
     ops,
@@ -35,6 +36,7 @@ BLUEPRINTS = (
     artifacts.blp,
     dead_letters.blp,
     workers.blp,
+    fleet.blp,
     ops.blp,
 )
 

@@ -18,7 +18,16 @@ import tenacity
 from requests.auth import AuthBase
 
 from broker.client.errors import EdgeAway, EdgeRefused
-from broker.client.shapes import ENDED, Artifact, Attempt, Event, Job, RedriveItem, given
+from broker.client.shapes import (
+    ENDED,
+    Artifact,
+    Attempt,
+    Event,
+    Job,
+    RedriveItem,
+    RemoteWorker,
+    given,
+)
 
 PREFIX: Final = "/api/queue"
 #: connecting, and silence of an edge that was not asked to wait
@@ -135,6 +144,10 @@ class Client:
         """
         body = {"ids": list(ids), "dryRun": dry_run}
         return list(self._json("POST", "/dead-letters/redrive", body=body)["items"])
+
+    def workers(self, *, limit: int = 200) -> list[RemoteWorker]:
+        """List workers, last seen first; needs an operator's token."""
+        return list(self._json("GET", "/workers", params={"limit": limit})["items"])
 
     def events(
         self, job_id: str, *, after: int = 0, wait_s: int = 0, limit: int = 200

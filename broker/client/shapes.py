@@ -92,6 +92,33 @@ class RedriveItem(TypedDict):
     nextAttemptAt: str | None
 
 
+class HeldJob(TypedDict):
+    """A job that a worker holds, in short."""
+
+    id: str
+    type: str
+    queue: str
+    attempt: int
+    fence: int
+    startedAt: str | None
+    cancelRequestedAt: str | None
+
+
+class RemoteWorker(TypedDict):
+    """A worker; what its last hello did not say is ``None``."""
+
+    workerId: str
+    online: bool
+    lastSeenAt: str | None
+    firstSeenAt: str | None
+    instanceId: str | None
+    version: str | None
+    types: list[str] | None
+    capabilities: list[str] | None
+    concurrency: int | None
+    heldJobs: list[HeldJob]
+
+
 def given(**values: Any) -> dict[str, Any]:
     """Leave out what was not given: absent is the edge's default, null is a value."""
     return {name: value for name, value in values.items() if value is not None}

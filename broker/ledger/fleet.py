@@ -1,17 +1,21 @@
-"""What the bridge asks of the ledger about workers and queues; reads only."""
+"""What is asked of the ledger about workers and queues; reads only."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
 import sqlalchemy as sa
 
 from broker.ledger.jobs import get_many, jobs, workers
-from broker.records import Job
+from broker.records import HeldJob, Job
 from broker.states import Status
+
+_WORKERS: Final = sa.select(
+    workers.c.worker_id, workers.c.grants, workers.c.first_seen_at, workers.c.hello
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,9 +30,35 @@ class Known:
 
 def known(conn: sa.Connection) -> dict[str, Known]:
     """Read all workers that ever claimed or said hello."""
-    query = sa.select(
-        workers.c.worker_id, workers.c.grants, workers.c.first_seen_at, workers.c.hello
-    )
+    return _known(conn, _WORKERS)
+
+
+def known_of(conn: sa.Connection, worker_ids: Sequence[str], *, limit: int) -> dict[str, Known]:
+    """Read these workers, and others up to a limit."""
+    some = _WORKERS.order_by(workers.c.worker_id).limit(limit)
+    return _known(conn, some) | _known(conn, _WORKERS.where(workers.c.worker_id.in_(worker_ids)))
+
+
+def held_by(
+    conn: sa.Connection, worker_ids: Sequence[str], *, limit: int
+) -> dict[str, list[HeldJob]]:
+    """Read which jobs these workers hold, oldest first."""
+    query = (
+        sa.select(
+            jobs.c.claimed_by, jobs.c.id, jobs.c.type, jobs.c.queue, jobs.c.attempt, jobs.c.fence,
+            jobs.c.started_at, jobs.c.cancel_requested_at,
+        )
+        .where(jobs.c.claimed_by.in_(worker_ids), jobs.c.status == Status.RUNNING)
+        .order_by(jobs.c.claimed_by, jobs.c.seq)
+        .limit(limit)
+    )  # fmt: skip
+    held: dict[str, list[HeldJob]] = {}
+    for worker_id, *values in conn.execute(query):
+        held.setdefault(worker_id, []).append(HeldJob(*values))
+    return held
+
+
+def _known(conn: sa.Connection, query: sa.Select[Any]) -> dict[str, Known]:
     return {
         row.worker_id: Known(row.worker_id, row.grants, row.first_seen_at, row.hello or {})
         for row in conn.execute(query)

@@ -85,6 +85,12 @@ class Server:
         with self._guard():
             self.client.zadd(SEEN, {worker_id: now_ms})
 
+    def last_seen(self, *, limit: int) -> dict[str, float]:
+        """Read when workers were last seen, epoch ms, the latest first."""
+        with self._guard():
+            rows: Any = self.client.zrange(SEEN, 0, limit - 1, desc=True, withscores=True)
+        return {worker_id: float(at_ms) for worker_id, at_ms in rows}
+
     def revoke(self, credential_id: str) -> None:
         """Remember a revoked credential, for edges that cannot reach the ledger."""
         with self._guard():

@@ -42,6 +42,7 @@ MAY = {
     ("POST", "/api/queue/jobs/<string:job_id>/events"): {"worker"},
     ("POST", "/api/queue/jobs/<string:job_id>/artifacts/upload"): {"worker"},
     ("POST", "/api/queue/dead-letters/redrive"): {"operator"},
+    ("GET", "/api/queue/workers"): {"operator"},
     ("POST", "/api/queue/workers/hello"): {"worker"},
     ("POST", "/api/queue/workers/bye"): {"worker"},
     ("GET", "/api/queue/workers/tokens"): {"operator"},

@@ -111,6 +111,8 @@ BUSY = answers("503 Busy", b'{"detail": {"code": "unavailable", "message": "x"}}
         ("Artifact", shapes.Artifact),
         ("Attempt", shapes.Attempt),
         ("RedriveItem", shapes.RedriveItem),
+        ("RemoteWorker", shapes.RemoteWorker),
+        ("HeldJob", shapes.HeldJob),
     ],
 )
 def test_shapes_have_the_keys_of_the_api(name: str, shape: type):

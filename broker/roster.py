@@ -1,0 +1,48 @@
+"""Who works for us: what the ledger knows of each remote worker, and when it was last seen."""
+
+from __future__ import annotations
+
+from broker.clock import Clock, from_ms
+from broker.ledger import fleet
+from broker.ledger.engine import Ledger
+from broker.records import RemoteWorker
+from broker.reservations.store import Reservations
+
+#: a worker silent for so long is offline
+OFFLINE_S = 60.0
+#: jobs looked at for one listing
+HELD_MAX = 5_000
+
+
+class Roster:
+    """Reads both stores; writes nothing."""
+
+    def __init__(self, ledger: Ledger, reservations: Reservations, *, clock: Clock) -> None:
+        """Read these stores."""
+        self._ledger = ledger
+        self._reservations = reservations
+        self._clock = clock
+
+    def workers(self, *, limit: int = 200) -> list[RemoteWorker]:
+        """List workers, last seen first; those never seen since the reservations are last.
+
+        Raises:
+            Unavailable: a store is away.
+        """
+        seen_ms = self._reservations.last_seen(limit=limit)
+        since = self._clock.now().timestamp() * 1000 - OFFLINE_S * 1000
+        with self._ledger.read() as conn:
+            known = fleet.known_of(conn, list(seen_ms), limit=limit)
+            names = [*seen_ms, *(name for name in sorted(known) if name not in seen_ms)][:limit]
+            held = fleet.held_by(conn, names, limit=HELD_MAX)
+        return [
+            RemoteWorker(
+                worker_id=name,
+                online=seen_ms.get(name, 0.0) >= since,
+                last_seen_at=from_ms(seen_ms[name]) if name in seen_ms else None,
+                first_seen_at=known[name].first_seen_at if name in known else None,
+                hello=known[name].hello if name in known else {},
+                held=tuple(held.get(name, ())),
+            )
+            for name in names
+        ]

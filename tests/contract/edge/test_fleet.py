@@ -1,0 +1,89 @@
+"""Who works for us: the listing for operators, and its command."""
+
+import json
+import threading
+from collections.abc import Iterator
+
+import pytest
+from click.testing import CliRunner
+from werkzeug.serving import make_server
+
+from broker import cli
+from broker.reservations.keys import SEEN
+from tests.contract.edge.conftest import Caller, Edge
+
+HELLO = {"instanceId": "i-1", "version": "1.2.3", "types": ["codex_exec"], "concurrency": 2}
+
+
+@pytest.mark.parametrize("edge", ["sqlite", "postgresql"], indirect=True)
+def test_workers_are_listed_with_what_they_hold(edge: Edge) -> None:
+    user, one, two = edge.user(), edge.worker("w1"), edge.worker("w2")
+    assert user.get("/workers").json == {"items": []}
+    one.post("/workers/hello", {"workerId": "w1", **HELLO})
+    for _ in range(2):
+        user.post("/jobs", {"type": "t"})
+    held = [one.job() for _ in range(2)]
+    two.claim()  # it never said hello
+    found = {worker["workerId"]: worker for worker in user.get("/workers").json["items"]}
+    assert set(found) == {"w1", "w2"}
+    assert HELLO.items() <= found["w1"].items()
+    assert [(job["id"], job["fence"]) for job in found["w1"]["heldJobs"]] == [
+        (job["id"], job["fence"]) for job in held
+    ]
+    assert found["w1"]["online"]
+    assert found["w1"]["lastSeenAt"] is not None
+    assert (found["w2"]["version"], found["w2"]["types"], found["w2"]["heldJobs"]) == (
+        None, None, [],
+    )  # fmt: skip
+
+
+def test_who_is_silent_for_a_minute_is_offline(edge: Edge, user: Caller, worker: Caller) -> None:
+    worker.post("/workers/hello", {"workerId": "w1", **HELLO})
+    client = edge.services.queue.reservations.client
+    client.zadd(SEEN, {"w1": client.zscore(SEEN, "w1") - 61_000})
+    (found,) = user.get("/workers").json["items"]
+    assert not found["online"]
+    client.delete(SEEN)  # after a flush the ledger still knows it
+    (found,) = user.get("/workers").json["items"]
+    assert (found["workerId"], found["online"], found["lastSeenAt"]) == ("w1", False, None)
+
+
+def test_the_limit_keeps_the_last_seen(edge: Edge, user: Caller) -> None:
+    for at in range(5):
+        edge.services.queue.reservations.mark_seen(f"w{at}", at + 1)
+    names = [one["workerId"] for one in user.get("/workers?limit=2").json["items"]]
+    assert names == ["w4", "w3"]
+    assert user.get("/workers?limit=0").status_code == 422
+
+
+@pytest.fixture
+def url(edge: Edge) -> Iterator[str]:
+    """Serve the edge on a real socket."""
+    server = make_server("127.0.0.1", 0, edge.app, threaded=True)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_the_command_shows_them(edge: Edge, user: Caller, worker: Caller, url: str) -> None:
+    token = user.headers["Authorization"].removeprefix("Bearer ")
+    env = {"DRAWBRIDGE_EDGE_URL": url, "DRAWBRIDGE_EDGE_TOKEN": token, "COLUMNS": "200"}
+
+    def run(*words: str) -> str:
+        done = CliRunner(env=env).invoke(cli.drawbridge, ["workers", "list", *words])
+        assert done.exit_code == 0, done.output
+        return done.output
+
+    assert "No worker" in run()
+    worker.post("/workers/hello", {"workerId": "w1", **HELLO, "version": "1\x1b[31m"})
+    user.post("/jobs", {"type": "t"})
+    job = worker.job()
+    shown = run()
+    assert "w1" in shown
+    assert job["id"] in shown
+    assert "\x1b[31m" not in shown
+    (line,) = run("--json").splitlines()
+    assert json.loads(line) == user.get("/workers").json["items"][0]
