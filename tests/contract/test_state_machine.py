@@ -1,20 +1,19 @@
 """The queue against a model of the contract: any calls in any order, on real stores.
 
-Calls come late, twice and from strangers; processes die after their commit; Redis is emptied. The
-seed of a run is printed with a failure, and comes from pytest-randomly's.
+Calls come late, twice and from strangers; processes die after their commit; Redis is emptied. At
+home each run has a seed of its own, which a failure prints; in CI it is always the same one.
 """
 
 from __future__ import annotations
 
 import random
-import subprocess
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
+from itertools import count
 from typing import Any, ClassVar, Final
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import hypothesis
 import hypothesis.strategies as st
@@ -59,6 +58,9 @@ ENVELOPE: Final = {
     },
 }  # fmt: skip
 EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+BEGINNING: Final = datetime(2030, 1, 1, microsecond=123_456, tzinfo=UTC)
+#: of the run in CI, where the same code must get the same verdict every time
+CI_SEED: Final = 20_301
 WORKERS = st.sampled_from(sorted(POLICIES))
 NUMBERS = st.integers(0, 99)
 #: all entries of a queue's index: its name, member and score of each, or nil when it has none
@@ -88,6 +90,9 @@ class QueueMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.clock = SetClock()
+        # nothing but the seed may tell two runs apart: jitter hangs on ids, rounding on the clock
+        self.clock.moment = BEGINNING
+        self.ids = count(1)
         client = Reservations.connect(self.redis_url).client
         client.flushall()
         client.close()
@@ -187,11 +192,15 @@ class QueueMachine(RuleBasedStateMachine):
 
     # -- producers ---------------------------------------------------------------------------
 
+    def new_id(self) -> str:
+        """Make up an id."""
+        return str(UUID(int=next(self.ids), version=4))
+
     def new(self, number: int, *, wait: int = 0, canvas: bool = False) -> NewJob:
         """Make up a job."""
         now = self.clock.now()
         return NewJob(
-            task_id=str(uuid4()),
+            task_id=self.new_id(),
             queue="q2" if number % 5 == 0 else "q1",
             type="ab"[number % 2],
             priority=number % 3,
@@ -236,7 +245,7 @@ class QueueMachine(RuleBasedStateMachine):
                 items.append(items[-1])
                 expected += ["new", "duplicate"]
         if bad:
-            items.append(Rejection(task_id=str(uuid4()), queue="q1", type="x", reason="no"))
+            items.append(Rejection(task_id=self.new_id(), queue="q1", type="x", reason="no"))
             expected.append("rejected")
         outcomes = self.processes[at % 2].ingest(items)
         self.notice_rebuilds()
@@ -631,7 +640,9 @@ class QueueMachine(RuleBasedStateMachine):
             assert [row.message for row in logs[job_id]] == job.titles
             ends = {"Job completed", "Job failed", "Job cancelled", "Job rejected"}
             count = sum(title in ends for title in job.titles)
-            count += job.status is Status.DEAD_LETTER and job.titles[-1] == "Lease expired"
+            # of a job that has ended, its log may still tell that its id came again
+            own = [title for title in job.titles if title != "ingest_conflict"]
+            count += job.status is Status.DEAD_LETTER and own[-1] == "Lease expired"
             assert count == job.ended, "one end a run"
 
     @invariant()
@@ -682,19 +693,10 @@ class QueueMachine(RuleBasedStateMachine):
                 assert len(where) == 1
 
 
-def seed_of_commit() -> int:
-    """Make a seed of the commit that is tested."""
-    head = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, check=True, capture_output=True
-    )
-    return int(head.stdout[:8], 16)
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_any_calls_in_any_order_keep_the_contract(ledger: Ledger, valkey_url: str):
-    # in CI a commit gets the same verdict twice; another one, and every run at home, goes elsewhere
-    seed = seed_of_commit() if in_ci() else random.randrange(2**32)
+    seed = CI_SEED if in_ci() else random.randrange(2**32)
     print(f"seed {seed}")
     machine = type("Machine", (QueueMachine,), {"ledger": ledger, "redis_url": valkey_url})
     hypothesis.seed(seed)(machine)
