@@ -1,0 +1,215 @@
+"""What goes wrong: every fault by its name, chosen by a seed, logged with whether it struck.
+
+Each fault waits for a call to be in flight, strikes, lasts, and is undone; `World.heal` undoes
+what is left.
+"""
+
+import random
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from types import MappingProxyType
+from typing import Any, Final
+
+import redis
+
+from tests.chaos.facts import Fault
+from tests.chaos.reading import redis_at
+from tests.chaos.world import World, wait_in_flight
+
+Strike = Callable[[World, random.Random], None]
+
+
+def kill(role: str) -> Strike:
+    """SIGKILL a role; the stack starts it again."""
+
+    def strike(world: World, _dice: random.Random) -> None:
+        world.signal(role, signal.SIGKILL)
+
+    return strike
+
+
+def freeze(role: str, *, least_s: float, most_s: float) -> Strike:
+    """SIGSTOP a role for a while."""
+
+    def strike(world: World, dice: random.Random) -> None:
+        pid = world.stack.pid(role)
+        world.freeze([pid])
+        time.sleep(dice.uniform(least_s, most_s))
+        world.thaw()
+
+    return strike
+
+
+def freeze_server(name: str, *, least_s: float, most_s: float) -> Strike:
+    """SIGSTOP a server with its children for a while."""
+
+    def strike(world: World, dice: random.Random) -> None:
+        world.freeze(world.pids_of(getattr(world, name)))
+        time.sleep(dice.uniform(least_s, most_s))
+        world.thaw()
+
+    return strike
+
+
+def restart(name: str, *, least_s: float, most_s: float) -> Strike:
+    """Kill a server as the kernel would, and start it again after a while."""
+
+    def strike(world: World, dice: random.Random) -> None:
+        server = getattr(world, name)
+        if name == "postgres":
+            # "-m immediate": it ends its children and recovers at the next start
+            server.process.send(signal.SIGQUIT)
+            server.stop()
+        else:
+            server.kill()
+        time.sleep(dice.uniform(least_s, most_s))
+        server.start()
+
+    return strike
+
+
+def redis_command(name: str, *words: str) -> Strike:
+    """Send an administrator's command to a Redis."""
+
+    def strike(world: World, _dice: random.Random) -> None:
+        with redis_at(getattr(world.places, f"{name}_url")) as client:
+            client.execute_command(*words)
+
+    return strike
+
+
+def delete_some(world: World, dice: random.Random) -> None:
+    """Delete keys of one kind from the reservations."""
+    part = dice.choice(("job:", "lane:", "reserved", "granting", "lanes", "gen"))
+    with redis_at(world.places.reservations_url) as client:
+        keys: Any = client.keys(f"*{part}*")
+        if keys:
+            client.delete(*keys)
+
+
+def reset(wire: str) -> Strike:
+    """Reset every connection of a wire."""
+
+    def strike(world: World, _dice: random.Random) -> None:
+        world.wires[wire].reset()
+
+    return strike
+
+
+def drop_replies(wire: str) -> Strike:
+    """Carry requests out and lose what was answered."""
+
+    def strike(world: World, dice: random.Random) -> None:
+        proxy = world.wires[wire]
+        before = proxy.struck
+        proxy.drop_replies(dice.randrange(1, 6))
+        end = time.monotonic() + 1.0
+        while time.monotonic() < end and proxy.struck == before:
+            time.sleep(0.005)
+
+    return strike
+
+
+def stall(wire: str, *, least_s: float, most_s: float) -> Strike:
+    """Let nothing through a wire for a while; connections stay."""
+
+    def strike(world: World, dice: random.Random) -> None:
+        world.wires[wire].stall(on=True)
+        time.sleep(dice.uniform(least_s, most_s))
+        world.wires[wire].stall(on=False)
+
+    return strike
+
+
+def cut(wire: str, *, least_s: float, most_s: float) -> Strike:
+    """Cut a wire for a while."""
+
+    def strike(world: World, dice: random.Random) -> None:
+        world.wires[wire].refuse(on=True)
+        time.sleep(dice.uniform(least_s, most_s))
+        world.wires[wire].refuse(on=False)
+
+    return strike
+
+
+#: Each fault and its weight. Names begin with what is struck.
+FAULTS: Final[Mapping[str, tuple[int, Strike]]] = MappingProxyType(
+    {
+        "edge killed": (8, kill("edge")),
+        "bridge killed": (8, kill("bridge")),
+        "beat killed": (2, kill("beat")),
+        "edge frozen": (4, freeze("edge", least_s=0.5, most_s=3.0)),
+        "bridge frozen": (5, freeze("bridge", least_s=0.5, most_s=7.0)),
+        "beat frozen": (1, freeze("beat", least_s=1.0, most_s=3.0)),
+        "reservations flushed": (6, redis_command("reservations", "FLUSHALL")),
+        "reservations restarted empty": (5, restart("reservations", least_s=0.0, most_s=2.0)),
+        "reservations frozen": (4, freeze_server("reservations", least_s=0.5, most_s=3.0)),
+        "reservations robbed": (4, delete_some),
+        "reservations scripts flushed": (
+            1,
+            redis_command("reservations", "SCRIPT", "FLUSH", "SYNC"),
+        ),
+        "reservations clients killed": (
+            2,
+            redis_command("reservations", "CLIENT", "KILL", "TYPE", "normal"),
+        ),
+        "reservations replies dropped": (5, drop_replies("reservations")),
+        "broker restarted": (3, restart("broker", least_s=0.0, most_s=2.5)),
+        "broker reset": (2, reset("broker")),
+        "broker replies dropped": (3, drop_replies("broker")),
+        "backend away": (4, restart("backend", least_s=1.0, most_s=4.0)),
+        "backend frozen": (2, freeze_server("backend", least_s=0.5, most_s=3.0)),
+        "edge connections reset": (3, reset("edge")),
+        "edge replies dropped": (7, drop_replies("edge")),
+        "edge stalled": (3, stall("edge", least_s=0.2, most_s=2.0)),
+    }
+)
+#: Those of a ledger that is a server.
+LEDGER_FAULTS: Final[Mapping[str, tuple[int, Strike]]] = MappingProxyType(
+    {
+        "ledger stopped at once": (6, restart("postgres", least_s=0.5, most_s=3.0)),
+        "ledger frozen": (4, freeze_server("postgres", least_s=0.5, most_s=4.0)),
+        "ledger connections reset": (5, reset("ledger")),
+        "ledger replies dropped": (7, drop_replies("ledger")),
+        "ledger cut off": (4, cut("ledger", least_s=0.5, most_s=3.0)),
+    }
+)
+
+
+class Nemesis:
+    """Strikes at a pace, as the seed says."""
+
+    def __init__(self, world: World, *, seed: int, pace_s: float) -> None:
+        self._world = world
+        self._dice = random.Random(f"{seed}:nemesis:{world.database}")
+        self._pace_s = pace_s
+        known = {**FAULTS, **(LEDGER_FAULTS if world.postgres is not None else {})}
+        self._strikes = {name: strike for name, (_, strike) in known.items()}
+        self._weights = [weight for weight, _ in known.values()]
+        self.faults: list[Fault] = []
+
+    def strike(self) -> Fault:
+        """Let one thing go wrong, now."""
+        name = self._dice.choices(list(self._strikes), weights=self._weights)[0]
+        in_flight = wait_in_flight(self._world)
+        began = time.time()
+        with _survivable():
+            self._strikes[name](self._world, self._dice)
+        fault = Fault(kind=name, began_at=began, ended_at=time.time(), in_flight=in_flight)
+        self.faults.append(fault)
+        return fault
+
+    def rest_s(self) -> float:
+        """Say how long to wait for the next."""
+        return self._dice.uniform(0.5, 1.5) * self._pace_s
+
+
+@contextmanager
+def _survivable() -> Iterator[None]:
+    """Let a fault miss whom another fault has struck already."""
+    try:
+        yield
+    except (KeyError, ProcessLookupError, redis.RedisError):
+        return

@@ -1,0 +1,198 @@
+"""Whoever gives work and watches it: over Celery, over HTTP, with poison, cancels and a cursor."""
+
+import base64
+import json
+import random
+import threading
+import time
+import uuid
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import redis
+from celery import Celery
+from kombu.exceptions import OperationalError
+
+from tests.chaos.edge import Answer, Edge, insist
+from tests.chaos.promises import PromiseLog
+from tests.chaos.reading import Places, redis_at
+from tests.chaos.workers import Mood
+
+#: What is asked for, and how often out of a hundred.
+KINDS: Final = {
+    "plain": 44, "http": 20, "link": 10, "eta": 6, "expires": 6, "gpu": 6, "poison": 5,
+    "nameless": 3,
+}  # fmt: skip
+LINK: Final = "local.note"
+#: A type that no worker may run: it can only expire.
+NOBODY: Final = "nobody"
+CANCELS: Final = 0.04
+
+
+class Producer:
+    """Sends jobs at a pace; every request has an id or a key of its own, and is repeatable."""
+
+    def __init__(
+        self, places: Places, edge: Edge, log: PromiseLog, *, seed: int, mood: Mood, pace_s: float
+    ) -> None:
+        self._places = places
+        self._edge = edge
+        self._log = log
+        self._dice = random.Random(f"{seed}:{log.client}")
+        self._mood = mood
+        self._pace_s = pace_s
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._app = Celery(
+            broker=places.broker_url, backend=places.backend_url, set_as_current=False
+        )
+        options = {"socket_timeout": 3.0, "socket_connect_timeout": 3.0}
+        self._app.conf.broker_transport_options = options
+        self._redis = redis_at(places.broker_url)
+        #: Job ids it knows of, for cancels and readers.
+        self.known: list[str] = []
+
+    def start(self) -> None:
+        """Begin to send."""
+        self._thread.start()
+
+    def stop(self, timeout_s: float) -> bool:
+        """Send no more."""
+        self._stopping.set()
+        self._thread.join(timeout_s)
+        self._app.close()
+        self._redis.close()
+        self._edge.close()
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        names, weights = list(KINDS), list(KINDS.values())
+        while not self._stopping.wait(self._pace_s * self._dice.uniform(0.5, 1.5)):
+            kind = self._dice.choices(names, weights=weights)[0]
+            getattr(self, f"_{kind}")()
+            if self.known and self._mood.wild and self._dice.random() < CANCELS:
+                self._cancel(self._dice.choice(self.known[-40:]))
+
+    def _id(self) -> str:
+        return str(uuid.UUID(int=self._dice.getrandbits(128), version=4))
+
+    def _send(self, name: str = "echo", *, what: dict[str, Any], **options: Any) -> None:
+        task_id = self._id()
+        told = {"type": name, "tag": task_id} | what
+        with self._log.call("send", job=task_id, what=told) as pending:
+            try:
+                self._app.send_task(
+                    name, kwargs={"tag": task_id}, queue=self._places.queue, task_id=task_id,
+                    retry=True, retry_policy={"max_retries": 2, "interval_start": 0.1},
+                    **options,
+                )  # fmt: skip
+            except (OperationalError, redis.RedisError, OSError):
+                return
+            pending.told(200)
+        self.known.append(task_id)
+
+    def _plain(self) -> None:
+        self._send(what={})
+
+    def _gpu(self) -> None:
+        self._send("gpu", what={})
+
+    def _link(self) -> None:
+        link = self._app.signature(LINK, queue=self._places.links)
+        self._send(what={"link": LINK}, link=link)
+
+    def _eta(self) -> None:
+        eta = time.time() + self._dice.uniform(1, 5)
+        self._send(what={"eta": eta}, eta=datetime.fromtimestamp(eta, UTC))
+
+    def _expires(self) -> None:
+        until = time.time() + self._dice.uniform(2, 4)
+        moment = datetime.fromtimestamp(until, UTC)
+        self._send(NOBODY, what={"expires": until}, expires=moment)
+
+    def _http(self) -> None:
+        key = self._id()
+        body = {"type": "echo", "payload": {"tag": key}, "idempotencyKey": key}
+
+        def send() -> Answer | None:
+            return self._edge.call(
+                "create", "/jobs", body | {"queue": self._places.queue}, what={"tag": key},
+                pick=lambda found: {"id": found["id"]},
+            )  # fmt: skip
+
+        answer = insist(send, self._stopping)
+        if answer is not None and answer.ok:
+            self.known.append(answer.body["id"])
+
+    def _poison(self) -> None:
+        task_id = self._id()
+        kind = self._dice.choice(("body", "pickle", "shape"))
+        body = b"{not json" if kind == "body" else b"[1]"
+        content = "application/x-python-serialize" if kind == "pickle" else "application/json"
+        message = {
+            "body": base64.b64encode(body).decode(),
+            "content-encoding": "utf-8",
+            "content-type": content,
+            "headers": {"id": task_id, "task": "echo"},
+            "properties": {
+                "correlation_id": task_id, "delivery_mode": 2, "priority": 0,
+                "delivery_info": {"exchange": "", "routing_key": self._places.queue},
+                "body_encoding": "base64", "delivery_tag": self._id(),
+            },
+        }  # fmt: skip
+        self._push(json.dumps(message), job=task_id, kind=kind)
+
+    def _nameless(self) -> None:
+        self._push(f"no message at all: {self._id()}", job=None, kind="nameless")
+
+    def _push(self, raw: str, *, job: str | None, kind: str) -> None:
+        with self._log.call("poison", job=job, what={"kind": kind}) as pending:
+            try:
+                self._redis.lpush(self._places.queue, raw)
+            except redis.RedisError:
+                return
+            pending.told(200)
+
+    def _cancel(self, job_id: str) -> None:
+        self._edge.call(
+            "cancel", f"/jobs/{job_id}/cancel", {}, job=job_id, what={},
+            pick=lambda found: {"status": found["status"]},
+        )  # fmt: skip
+
+
+class Reader:
+    """Follows the logs of some jobs with a cursor, one after the other."""
+
+    def __init__(self, edge: Edge, producer: Producer, *, mood: Mood, seed: int) -> None:
+        self._edge = edge
+        self._producer = producer
+        self._mood = mood
+        self._dice = random.Random(f"{seed}:reader")
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._cursors: dict[str, int] = {}
+
+    def start(self) -> None:
+        """Begin to read."""
+        self._thread.start()
+
+    def join(self, timeout_s: float) -> bool:
+        """Wait for its end."""
+        self._thread.join(timeout_s)
+        self._edge.close()
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        while not self._mood.stopping.wait(0.15):
+            recent = self._producer.known[-20:]
+            if recent:
+                self._follow(self._dice.choice(recent))
+
+    def _follow(self, job_id: str) -> None:
+        """Read what came since the last time; an answer that got lost is asked for again."""
+        after = self._cursors.get(job_id, 0)
+        answer = self._edge.call(
+            "read_events", f"/jobs/{job_id}/events?after={after}&limit=3", job=job_id,
+            what={"after": after}, pick=lambda found: {"seqs": [e["seq"] for e in found["items"]]},
+        )  # fmt: skip
+        if answer is not None and answer.ok and answer.body["items"]:
+            self._cursors[job_id] = answer.body["items"][-1]["seq"]

@@ -1,0 +1,291 @@
+"""One run: a stack under load and faults, healed, drained, measured in peace, and read."""
+
+import os
+import random
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import sqlalchemy as sa
+
+from tests.chaos.facts import Facts, Rebuild, Sample
+from tests.chaos.nemesis import Nemesis
+from tests.chaos.producers import Producer, Reader
+from tests.chaos.reading import facts_of, left_in_broker, redis_at, sample
+from tests.chaos.workers import Mood, Worker
+from tests.chaos.world import QUEUE, World, spin, world_on
+from tests.processes import until
+
+LOOPS: Final = 6
+LEASE_S: Final = 5
+JOB_EVERY_S: Final = 0.12
+FAULT_EVERY_S: Final = 1.5
+SAMPLE_EVERY_S: Final = 1.0
+DRAIN_S: Final = 120.0
+QUIET_S: Final = 6.0
+WAKES: Final = 8
+#: Jobs that a rebuild is measured with.
+INDEXED: Final = 300
+JOIN_S: Final = 60.0
+#: Types of the workers' policies; `gpu` is for one of them alone.
+TYPES: Final = ("echo",)
+
+
+@dataclass(frozen=True, slots=True)
+class Storm:
+    """What a run found, and how it went."""
+
+    facts: Facts
+    recovery_s: float
+    drain_s: float
+
+
+class Sampler:
+    """Takes snapshots of the ledger while the run goes on."""
+
+    def __init__(self, engine: sa.Engine) -> None:
+        self._engine = engine
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self.samples: list[Sample] = []
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End."""
+        self._stopping.set()
+        self._thread.join(JOIN_S)
+
+    def _run(self) -> None:
+        while not self._stopping.wait(SAMPLE_EVERY_S):
+            try:
+                self.samples.append(sample(self._engine, time.time()))
+            except sa.exc.SQLAlchemyError:
+                continue  # the ledger is away, which is what the run is about
+
+
+class Fleet:
+    """Everybody who talks to the stack."""
+
+    def __init__(self, world: World, *, seed: int) -> None:
+        self.mood = Mood()
+        self.types: dict[str, frozenset[str]] = {}
+        self.caps: dict[str, int] = {}
+        self.revoked: dict[str, float] = {}
+        self.tokens: dict[str, str] = {}
+        self._world = world
+        self._seed = seed
+        self.workers = [self._worker(f"loop-{n}", LEASE_S + n % 2) for n in range(LOOPS)]
+        self.workers.append(self._worker("capped", LEASE_S, max_jobs=4, cap=2))
+        self.workers.append(self._worker("gpu", LEASE_S, types=("gpu",)))
+        self.workers.append(self._worker("leaver", LEASE_S))
+        operator = world.log("operator")
+        self.operator = world.operator(operator)
+        log = world.log("producer")
+        self.producer = Producer(
+            world.places, world.operator(log), log, seed=seed, mood=self.mood, pace_s=JOB_EVERY_S
+        )
+        reader = world.operator(world.log("reader"))
+        self.reader = Reader(reader, self.producer, mood=self.mood, seed=seed)
+
+    def _worker(
+        self,
+        name: str,
+        lease_s: int,
+        *,
+        types: tuple[str, ...] = TYPES,
+        max_jobs: int = 1,
+        cap: int | None = None,
+    ) -> Worker:
+        policy: dict[str, Any] = {"allowedJobTypes": list(types)}
+        if cap is not None:
+            policy["maxConcurrency"] = self.caps[name] = cap
+        self.types[name] = frozenset(types)
+        edge, self.tokens[name] = self._world.worker(name, **policy)
+        return Worker(
+            edge, name, seed=self._seed, mood=self.mood, lease_s=lease_s, max_jobs=max_jobs
+        )
+
+    def start(self) -> None:
+        """Begin to send, to work and to read."""
+        for one in (*self.workers, self.producer, self.reader):
+            one.start()
+
+    def revoke(self, name: str) -> None:
+        """Revoke a worker's credential, and note when that was promised."""
+        path = f"/workers/tokens/{self.tokens[name]}/revoke"
+        answer = self.operator.call("revoke", path, {}, what={"worker": name})
+        if answer is not None and answer.ok:
+            self.revoked[name] = time.time()
+
+    def stop(self) -> None:
+        """Have everybody end."""
+        self.mood.stopping.set()
+        assert all(one.join(JOIN_S) for one in (*self.workers, self.reader))
+        self.operator.close()
+
+
+def run(database: str, *, seed: int, seconds: float, folder: Path) -> Storm:
+    """Run once; the seed decides what is asked and what goes wrong, not how threads meet."""
+    with world_on(database, folder) as world, _nobody_crashes():
+        sampler = Sampler(world.engine())
+        fleet = Fleet(world, seed=seed)
+        nemesis = Nemesis(world, seed=seed, pace_s=FAULT_EVERY_S)
+        sampler.start()
+        fleet.start()
+        _rage(fleet, nemesis, random.Random(f"{seed}:storm"), seconds)
+        fleet.mood.wild = False
+        healed = time.monotonic()
+        world.heal()
+        recovery_s = time.monotonic() - healed
+        quiet = _quiet(fleet)
+        assert fleet.producer.stop(JOIN_S)
+        drain_s = _drain(world)
+        measured = _measure(world)
+        _drain(world)
+        fleet.stop()
+        sampler.stop()
+        facts = facts_of(
+            world.places, samples=sampler.samples, faults=nemesis.faults, caps=fleet.caps,
+            types=fleet.types, revoked=fleet.revoked, quiet=quiet, read_at=time.time(),
+            slack_s=slack_s(), **measured,
+        )  # fmt: skip
+        return Storm(facts=facts, recovery_s=recovery_s, drain_s=drain_s)
+
+
+@contextmanager
+def _nobody_crashes() -> Iterator[None]:
+    """Fail when a thread of ours has died: what it did not do proves nothing."""
+    crashes: list[threading.ExceptHookArgs] = []
+    before, threading.excepthook = threading.excepthook, crashes.append
+    try:
+        yield
+    finally:
+        threading.excepthook = before
+    if crashes:
+        raise RuntimeError("a client of the suite crashed") from crashes[0].exc_value
+
+
+def _rage(fleet: Fleet, nemesis: Nemesis, dice: random.Random, seconds: float) -> None:
+    """Let things go wrong; a little calm at the begin, so that there is something to strike."""
+    begun = time.monotonic()
+    leaves = dice.uniform(0.3, 0.6) * seconds
+    time.sleep(min(3.0, seconds / 5))
+    while (now := time.monotonic() - begun) < seconds:
+        fleet.mood.silent = now < seconds / 2
+        if now > leaves and not fleet.revoked:
+            fleet.revoke("leaver")
+        nemesis.strike()
+        time.sleep(nemesis.rest_s())
+
+
+def _quiet(fleet: Fleet) -> tuple[float, float]:
+    """Let the load go on in peace for a while, after what was left to do has settled a little."""
+    while not fleet.revoked:
+        fleet.revoke("leaver")
+    begin = time.time()
+    time.sleep(QUIET_S)
+    return begin, time.time()
+
+
+def _drain(world: World) -> float:
+    """Wait until nothing is left to do, and say how long that took."""
+    begun = time.monotonic()
+    engine = world.engine()
+    until(
+        lambda: not _left(world, engine), DRAIN_S, what=lambda: f"drained: {_left(world, engine)}"
+    )
+    return time.monotonic() - begun
+
+
+def _left(world: World, engine: sa.Engine) -> dict[str, int]:
+    """Count what has not ended: messages, jobs, effects."""
+    with engine.connect() as conn:
+        jobs = conn.execute(
+            sa.text("SELECT status, count(*) FROM jobs WHERE finished_at IS NULL GROUP BY status")
+        ).tuples()
+        counted = dict(jobs.all())
+        effects = "SELECT count(*) FROM outbox WHERE done_at IS NULL AND parked_at IS NULL"
+        counted["effects"] = int(conn.execute(sa.text(effects)).scalar_one())
+    counted["messages"] = left_in_broker(world.places)
+    return {name: count for name, count in counted.items() if count}
+
+
+# -- in peace -------------------------------------------------------------------------------
+
+
+def _measure(world: World) -> dict[str, Any]:
+    """Measure what has a bound: wake-ups, a lapsed lease, a rebuild."""
+    edge, _ = world.worker("probe", allowedJobTypes=["probe"])
+    giver = world.operator(world.log("giver"))
+    try:
+        wakes = [_wake(edge, giver) for _ in range(WAKES)]
+        rebuilds = [_rebuild(world, giver)]
+    finally:
+        edge.close()
+        giver.close()
+    return {"wakes": wakes, "rebuilds": rebuilds}
+
+
+def _create(giver: Any, kind: str) -> str:
+    body = {"type": kind, "payload": {}, "queue": QUEUE}
+    answer = giver.call("create", "/jobs", body, what={}, pick=lambda found: {"id": found["id"]})
+    assert answer is not None
+    assert answer.ok, answer
+    return str(answer.body["id"])
+
+
+def _wake(edge: Any, giver: Any) -> float:
+    """Let a claim wait, give it a job, and time the answer; then complete the job."""
+    told: dict[str, Any] = {}
+
+    def wait() -> None:
+        body = {"workerId": "probe", "leaseSeconds": 10, "waitSeconds": 10}
+        told["answer"] = edge.call("wake", "/jobs/claim", body, what={})
+        told["at"] = time.monotonic()
+
+    waiter = threading.Thread(target=wait)
+    waiter.start()
+    # long enough for the claim to have found nothing and to wait
+    time.sleep(0.3)
+    begun = time.monotonic()
+    job_id = _create(giver, "probe")
+    waiter.join(JOIN_S)
+    [job] = told["answer"].body["jobs"]
+    assert job["id"] == job_id
+    done = {"workerId": "probe", "leaseId": job["leaseId"], "result": {}}
+    edge.call(
+        "complete", f"/jobs/{job_id}/complete", done, job=job_id, lease=job["leaseId"],
+        what={"result": {}}, pick=lambda found: {"status": found["status"]},
+    )  # fmt: skip
+    return float(told["at"] - begun)
+
+
+def _rebuild(world: World, giver: Any) -> Rebuild:
+    """Flush an index of some hundred jobs, and time the building of the next."""
+    ids = [_create(giver, "nobody") for _ in range(INDEXED)]
+    with redis_at(world.reservations.url) as client:
+        client.flushall()
+        tag = f"{{db:{QUEUE}}}:"
+        begun = time.monotonic()
+        assert spin(lambda: bool(client.exists(f"{tag}building", f"{tag}gen")), JOIN_S)
+        begun = time.monotonic()
+        assert spin(lambda: bool(client.exists(f"{tag}gen")), JOIN_S)
+        took = time.monotonic() - begun
+    for job_id in ids:
+        giver.call(
+            "cancel", f"/jobs/{job_id}/cancel", {}, job=job_id, what={},
+            pick=lambda found: {"status": found["status"]},
+        )  # fmt: skip
+    return Rebuild(jobs=INDEXED, seconds=took)
+
+
+def slack_s() -> float:
+    """Say what this machine, as busy as it is, adds to each bound on time."""
+    return 0.5 * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
