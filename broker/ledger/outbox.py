@@ -22,7 +22,8 @@ TRIES_MAX: Final = 20
 RETRY_CAP_S: Final = 60
 #: any number, the same in every process: PostgreSQL's name for "someone is taking effects"
 _TAKING: Final = 0x6472626F
-_INSERT: Final = outbox.insert()
+#: nobody asks for the number of a row, and an edge may not read it
+_INSERT: Final = outbox.insert().inline()
 
 
 def insert(conn: sa.Connection, rows: Sequence[tuple[str, Row]], now: datetime) -> None:
