@@ -167,7 +167,7 @@ def test_waiting_claims_hear_of_new_jobs(narrow: Edge, valkey_url: str) -> None:
     "command",
     [
         ("FLUSHALL",), ("FLUSHDB",), ("KEYS", "*"), ("CONFIG", "GET", "*"), ("SHUTDOWN",),
-        ("ACL", "LIST"), ("SCAN", "0"), ("MONITOR",), ("DEBUG", "SLEEP", "0"),
+        ("ACL", "LIST"), ("SCAN", "0"), ("MONITOR",), ("LATENCY", "RESET"),
         ("CLIENT", "LIST"), ("CLIENT", "KILL", "ID", "1"), ("REPLICAOF", "NO", "ONE"),
         ("SCRIPT", "FLUSH"), ("FUNCTION", "LIST"), ("EVAL", "return 1", "0"), ("INFO",),
         ("SAVE",), ("SWAPDB", "0", "1"), ("MIGRATE", "h", "1", "k", "0", "1"),
