@@ -10,7 +10,7 @@ from broker.errors import (
     InvalidPayload,
     JobNotFound,
 )
-from broker.ledger import artifacts, events, intake, jobs
+from broker.ledger import artifacts, attempts, events, intake, jobs
 from broker.ledger.engine import Ledger
 from broker.records import Artifact, Attempt, Event, Job
 from broker.states import Status
@@ -59,7 +59,7 @@ class Catalog:
         """List a job's leases, oldest first."""
         self.get(job_id)
         with self._ledger.read() as conn:
-            return jobs.list_attempts(conn, job_id)
+            return attempts.list_attempts(conn, job_id)
 
     def events(
         self,

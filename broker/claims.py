@@ -26,7 +26,7 @@ from broker.clock import Clock, from_ms
 from broker.errors import GenerationMoved, InvalidPayload, ReservationsUnavailable, Unavailable
 from broker.expiry import Expiry
 from broker.indexing import Indexer, dump
-from broker.ledger import jobs, transitions
+from broker.ledger import attempts, grants, jobs, queues, transitions, workers
 from broker.ledger.engine import Ledger
 from broker.policy import Eligibility, merge
 from broker.records import ClaimRequest, Job
@@ -120,7 +120,7 @@ class Claims:
                 if again:
                     return again, [], 0
             places = len(self._within_limit(conn, request, range(request.max_jobs)))
-            return [], _seen_by(eligible, jobs.queue_names(conn)), places
+            return [], _seen_by(eligible, queues.queue_names(conn)), places
 
     def _by_head(self, queues: Sequence[str], eligible: Eligibility) -> list[str]:
         """Order queues by their best job; asks Redis only when there is a choice.
@@ -195,7 +195,7 @@ class Claims:
         granted: list[Job] = []
         refusal = None
         with self.ledger.write() as conn:
-            jobs.lock_worker(conn, request.worker_id, now)
+            workers.lock_worker(conn, request.worker_id, now)
             try:
                 again = [] if digest is None else _replayed(conn, request, digest, now)
             except InvalidPayload as error:
@@ -204,7 +204,7 @@ class Claims:
             if not again and refusal is None:
                 ids = self._within_limit(conn, request, reserved.ids)
                 jobs.lock_in_order(conn, ids)
-                granted = transitions.grant(
+                granted = grants.grant(
                     conn, ids, request, lease_id=lease_id, hold_s=hold_s, digest=digest, now=now
                 )
             lost = _refused(conn, set(reserved.ids) - {job.id for job in granted}, now)
@@ -222,7 +222,7 @@ class Claims:
         most = request.policy.max_concurrency
         if most is None:
             return ids
-        return ids[: max(0, most - jobs.running_of(conn, request.worker_id))]
+        return ids[: max(0, most - workers.running_of(conn, request.worker_id))]
 
     def _confirm(
         self,
@@ -253,7 +253,7 @@ def _replayed(conn: sa.Connection, request: ClaimRequest, digest: str, now: date
     Raises:
         InvalidPayload: the key came with another request.
     """
-    claimed = jobs.claimed_under(conn, request.worker_id, request.claim_key or "", now)
+    claimed = attempts.claimed_under(conn, request.worker_id, request.claim_key or "", now)
     if any(one.digest != digest for one in claimed):
         raise InvalidPayload("Idempotency-Key was used for another claim")
     # the newest of a job that came back under the same key

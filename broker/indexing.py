@@ -16,7 +16,7 @@ from uuid import uuid4
 
 from broker.clock import Clock, from_ms, to_ms
 from broker.errors import GenerationMoved, ReservationsUnavailable, Unavailable
-from broker.ledger import jobs, scans
+from broker.ledger import queues, scans
 from broker.ledger.engine import Ledger
 from broker.policy import Lane
 from broker.records import Job
@@ -146,7 +146,7 @@ class Indexer:
     def queues(self) -> list[str]:
         """List the queues the ledger knows."""
         with self._ledger.read() as conn:
-            return jobs.queue_names(conn)
+            return queues.queue_names(conn)
 
     def ensure(self, queue: str) -> bool:
         """Rebuild a queue whose index is lost; False while another process is at it."""
@@ -182,7 +182,7 @@ class Indexer:
         """Fill the next generation and publish it; returns its number and how many jobs it has."""
         started = self._clock.now()
         with self._ledger.write() as conn:
-            generation = jobs.bump_generation(conn, queue)
+            generation = queues.bump_generation(conn, queue)
         lanes: Counter[str] = Counter()
         last, total = 0, 0
         while True:

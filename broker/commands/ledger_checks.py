@@ -12,10 +12,11 @@ import sqlalchemy as sa
 from broker.commands.findings import Finding, Level, age, ok, problem, skipped
 from broker.commands.opening import said_where
 from broker.errors import ConfigurationError, LedgerUnavailable
-from broker.ledger import jobs, outbox
+from broker.ledger import outbox
 from broker.ledger.credentials import Credentials, state
 from broker.ledger.engine import Ledger, parse_url
 from broker.ledger.migrate import revisions
+from broker.ledger.queues import queue_names
 
 #: clocks farther apart than this make times lie, and short leases too
 OFFSET_MAX_S: Final = 2.0
@@ -94,7 +95,7 @@ def contents(ledger: Ledger) -> Iterator[Finding]:
 def queues(ledger: Ledger) -> list[str]:
     """List the queues that ever had a job."""
     with ledger.read() as conn:
-        return jobs.queue_names(conn)
+        return queue_names(conn)
 
 
 def _waiting(oldest: datetime | None, now: datetime) -> Finding:

@@ -10,12 +10,12 @@ from typing import Any, Final
 import sqlalchemy as sa
 
 from broker import effects, figures
-from broker.ledger import events, jobs, outbox
+from broker.ledger import attempts, events, jobs, outbox
 from broker.records import Job
 from broker.states import Status, Trigger, target
 
 _JOBS: Final = jobs.jobs
-_ATTEMPTS: Final = jobs.attempts
+_ATTEMPTS: Final = attempts.attempts
 _COLUMNS: Final = tuple(_JOBS.c[field.name] for field in fields(Job))
 
 

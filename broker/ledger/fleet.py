@@ -9,7 +9,8 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
-from broker.ledger.jobs import get_many, jobs, workers
+from broker.ledger.jobs import get_many, jobs
+from broker.ledger.workers import workers
 from broker.records import HeldJob, Job
 from broker.states import Status
 

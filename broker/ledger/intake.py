@@ -15,7 +15,7 @@ import sqlalchemy as sa
 
 from broker import effects
 from broker.errors import InvalidPayload
-from broker.ledger import events, jobs, outbox
+from broker.ledger import events, jobs, moves, outbox, queues
 from broker.policy import Lane, lane_of
 from broker.records import Ingested, Job, NewJob, Rejection
 from broker.states import Status
@@ -150,7 +150,7 @@ def _insert(conn: sa.Connection, fresh: Sequence[_Fresh]) -> list[Job]:
     if not fresh:
         return []
     for name in {one.new.queue for one in fresh}:
-        jobs.add_queue(conn, name)
+        queues.add_queue(conn, name)
     rows = [_row(one) for one in fresh]
     jobs.insert(conn, rows)
     made = [_job(row) for row in rows]
@@ -199,6 +199,6 @@ def _tell_conflict(
     conn: sa.Connection, job_id: str, item: NewJob | Rejection, now: datetime
 ) -> None:
     """Say in the job's log that another message came under its task id."""
-    for job, seq, _ in jobs.transition(conn, [job_id], now=now, to={}):
+    for job, seq, _ in moves.transition(conn, [job_id], now=now, to={}):
         payload = {"retries": getattr(item, "retries", None), "type": item.type}
         events.insert(conn, [events.row(job, seq, "ingest_conflict", payload, now, level="warn")])

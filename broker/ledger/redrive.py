@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 import sqlalchemy as sa
 
 from broker import effects, figures
-from broker.ledger import events, jobs, outbox
+from broker.ledger import events, jobs, moves, outbox
 from broker.ledger.transitions import not_before
 from broker.records import Job, RedriveFilter
 from broker.states import Trigger, sources, target
@@ -75,7 +75,7 @@ def redrive(
         }  # fmt: skip
         if requested_by is not None:
             to["requested_by"] = requested_by
-        [moved] = jobs.transition(conn, [job.id], now=now, status=job.status, to=to)
+        [moved] = moves.transition(conn, [job.id], now=now, status=job.status, to=to)
         payload = {
             "run": moved.job.run, "requestedBy": requested_by,
             "nextAttemptAt": None if due is None else due.isoformat().replace("+00:00", "Z"),

@@ -15,103 +15,15 @@ import sqlalchemy as sa
 
 from broker import effects, figures
 from broker.backoff import lease_lost_delay_s, retry_delay_s
-from broker.errors import JobNotFound, JobStateConflict, LeaseLost, OwnershipMismatch
+from broker.errors import JobStateConflict
 from broker.ledger import events, outbox
-from broker.ledger.jobs import (
-    END_LEASE,
-    Moved,
-    Sql,
-    end_attempt,
-    get,
-    open_attempts,
-    transition,
-)
-from broker.records import ClaimRequest, Holder, Job
-from broker.states import TERMINAL, Status, Trigger, sources, target
+from broker.ledger.attempts import end_attempt
+from broker.ledger.moves import END_LEASE, Moved, Sql, transition
+from broker.records import Job
+from broker.states import TERMINAL, Status, Trigger, target
 
 #: a worker may ask for a later retry than ours, up to this
 RETRY_AFTER_MAX_S = 3600.0
-
-
-def grant(
-    conn: sa.Connection,
-    ids: Sequence[str],
-    request: ClaimRequest,
-    *,
-    lease_id: str,
-    hold_s: float | None,
-    digest: str | None,
-    now: datetime,
-) -> list[Job]:
-    """Give the jobs that may run now to one worker, under one lease id; one UPDATE for all."""
-    (queued,) = sources(Trigger.GRANT)
-    granted = {
-        "status": target(queued, Trigger.GRANT), "claimed_by": request.worker_id,
-        "lease_id": lease_id, "lease_seconds": request.lease_seconds,
-        "lease_expires_at": now + timedelta(seconds=request.lease_seconds),
-        "held_until": None if hold_s is None else now + timedelta(seconds=hold_s),
-        "next_attempt_at": None, "fence": Sql.NEXT_FENCE, "started_at": Sql.FIRST_START,
-    }  # fmt: skip
-    moved = transition(conn, ids, now=now, status=queued, due=True, to=granted) if ids else []
-    if not moved:
-        return []
-    open_attempts(conn, [_attempt(one.job, request, digest) for one in moved])
-    log, told = [], []
-    for job, seq, _ in moved:
-        payload = {"workerId": job.claimed_by, "attempt": job.attempt, "fence": job.fence}
-        log.append(events.row(job, seq, "Job claimed", payload, job.updated_at))
-        told += [(job.id, row) for row in effects.granted(job, job.updated_at)]
-        figures.moved(job.queue, job.type, Trigger.GRANT)
-    events.insert(conn, log)
-    outbox.insert(conn, told, now)
-    return sorted((one.job for one in moved), key=lambda job: (-job.priority, job.seq))
-
-
-def _attempt(job: Job, request: ClaimRequest, digest: str | None) -> dict[str, Any]:
-    return {
-        "job_id": job.id, "fence": job.fence, "attempt": job.attempt, "run": job.run,
-        "worker_id": request.worker_id, "lease_id": job.lease_id,
-        "lease_seconds": request.lease_seconds, "claim_key": request.claim_key,
-        "claim_digest": digest, "started_at": job.updated_at, "ended_at": None, "outcome": None,
-        "error_message": None,
-    }  # fmt: skip
-
-
-def held(
-    conn: sa.Connection, job_id: str, holder: Holder, *, digest: str | None = None
-) -> tuple[Job, bool]:
-    """Lock a job for its holder; True when this very call has already ended its lease.
-
-    The order of the checks is decision 6: repeat, existence, state, owner.
-
-    Raises:
-        JobNotFound: there is none.
-        JobStateConflict: it is not running.
-        OwnershipMismatch: another worker runs it.
-        LeaseLost: this worker runs it under a newer lease.
-    """
-    return answered(get(conn, job_id, lock=True), holder, digest=digest)
-
-
-def answered(job: Job | None, holder: Holder, *, digest: str | None) -> tuple[Job, bool]:
-    """Check a job whose row is locked for its holder; answers and raises as ``held`` says."""
-    if job is None:
-        raise JobNotFound
-    repeats = holder.lease_id is not None and digest is not None
-    if repeats and (job.last_lease_id, job.last_digest) == (holder.lease_id, digest):
-        return job, True
-    check_holder(job, holder)
-    return job, False
-
-
-def check_holder(job: Job, holder: Holder) -> None:
-    """Refuse whoever does not hold the job; raises as ``held`` says."""
-    if job.status is not Status.RUNNING:
-        raise JobStateConflict(f"The job is {job.status}, not running")
-    if job.claimed_by != holder.worker_id:
-        raise OwnershipMismatch
-    if holder.lease_id is not None and holder.lease_id != job.lease_id:
-        raise LeaseLost
 
 
 def complete(
