@@ -6,8 +6,10 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+import flask
 from flask.views import MethodView
 
 from broker.errors import DrawbridgeError, InvalidPayload
@@ -35,6 +37,7 @@ from edge_api.fields import json_size
 from edge_api.holding import holder_of, job_id_of, own
 from edge_api.services import current_services
 from edge_api.smorest import PREFIX, Blueprint
+from edge_api.traffic import caller_left
 
 blp = Blueprint("leases", __name__, url_prefix=f"{PREFIX}/jobs", description="Work on jobs")
 
@@ -54,7 +57,9 @@ class Claim(MethodView):
         The same Idempotency-Key within the lease gives the same jobs again.
         """
         request = _request(args, headers["idempotency_key"])
-        jobs = current_services().waiting.claim(request, wait_s=args["wait_seconds"])
+        jobs = current_services().waiting.claim(
+            request, wait_s=args["wait_seconds"], left=partial(caller_left, flask.request.environ)
+        )
         return _granted(jobs)
 
 

@@ -2,103 +2,33 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import socket
+import resource
+import sys
 from collections.abc import Callable
 from contextlib import suppress
-from http import HTTPStatus
 from typing import Any, Final, cast
-from uuid import uuid4
 
 from flask import Flask
 from gunicorn.app.base import BaseApplication
 from gunicorn.config import Config
 from gunicorn.glogging import Logger
-from gunicorn.http import errors as http_errors
-from gunicorn.workers.gthread import ThreadWorker
 
 from broker import figures
 from edge_api import create_app
-from edge_api.errors import code_of, detail
+from edge_api.connections import EdgeWorker
+from edge_api.reception import URL_MAX
 from edge_api.services import EXTENSION, Services
 from edge_api.settings import EdgeSettings
 
-logger = logging.getLogger(__name__)
-
 #: how long calls that do not wait may take to end once the server stops
 GRACE_S: Final = 10
-#: how long a connection between two calls is kept; longer than workers pause
-KEEPALIVE_S: Final = 75
-CONNECTIONS_PER_THREAD: Final = 4
-URL_MAX: Final = 4 * 1024
+#: connections held at once, where the system allows as many descriptors
+CONNECTIONS_MAX: Final = 20_000
+#: descriptors for all that is no connection: stores, files, a second one for a connection's answer
+DESCRIPTORS: Final = 256
 HEADERS_MAX: Final = 64
 HEADER_MAX: Final = 8 * 1024
-
-#: Linux only; elsewhere an answer leaves in two segments, undelayed thanks to TCP_NODELAY
-_CORK: Final[int | None] = getattr(socket, "TCP_CORK", None)
-_REFUSALS: Final = (
-    (http_errors.LimitRequestLine, HTTPStatus.REQUEST_URI_TOO_LONG),
-    (http_errors.LimitRequestHeaders, HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE),
-    (http_errors.UnsupportedTransferCoding, HTTPStatus.NOT_IMPLEMENTED),
-    (http_errors.ExpectationFailed, HTTPStatus.EXPECTATION_FAILED),
-    (http_errors.ParseException, HTTPStatus.BAD_REQUEST),
-)
-
-
-class EdgeWorker(ThreadWorker):
-    """gunicorn's threads, with the contract's errors, and an end that nobody sleeps through."""
-
-    def handle_exit(self, sig: int, frame: Any) -> None:
-        """Finish what is being answered; calls that wait are answered at once."""
-        self._end_waits()
-        super().handle_exit(sig, frame)
-
-    def handle_quit(self, sig: int, frame: Any) -> None:
-        """End now."""
-        self._end_waits()
-        super().handle_quit(sig, frame)
-
-    def handle_request(self, req: Any, conn: Any) -> Any:
-        """Let head and body of an answer leave together, in one segment."""
-        if _CORK is None or any(name == "EXPECT" for name, _ in req.headers):
-            return super().handle_request(req, conn)
-        conn.sock.setsockopt(socket.IPPROTO_TCP, _CORK, 1)
-        try:
-            return super().handle_request(req, conn)
-        finally:
-            with suppress(OSError):  # the caller is gone
-                conn.sock.setsockopt(socket.IPPROTO_TCP, _CORK, 0)
-
-    def handle_error(
-        self,
-        req: Any,  # noqa: ARG002  gunicorn's signature
-        client: socket.socket,
-        addr: Any,  # noqa: ARG002
-        exc: Exception,
-    ) -> None:
-        """Answer what never became a request of the app."""
-        status = next(
-            (status for kind, status in _REFUSALS if isinstance(exc, kind)),
-            HTTPStatus.INTERNAL_SERVER_ERROR,
-        )
-        if status is HTTPStatus.INTERNAL_SERVER_ERROR:
-            logger.error("connection failed", exc_info=exc, extra={"action": "crash"})
-        else:
-            logger.info("refused: %s", type(exc).__name__, extra={"action": "refuse"})
-        body = json.dumps(detail(code_of(status), status.description or status.phrase)).encode()
-        head = (
-            f"HTTP/1.1 {status} {status.phrase}\r\nConnection: close\r\n"
-            f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
-            f"X-Content-Type-Options: nosniff\r\nX-Request-Id: {uuid4().hex}\r\n\r\n"
-        )
-        with suppress(OSError):
-            client.sendall(head.encode() + body)
-
-    def _end_waits(self) -> None:
-        app = cast(Flask | None, self.wsgi)
-        if app is not None:
-            cast(Services, app.extensions[EXTENSION]).waiting.stop()
 
 
 class EdgeLogger(Logger):
@@ -108,6 +38,13 @@ class EdgeLogger(Logger):
         """Hand everything up to the root logger."""
         self.error_log.propagate = True
         self.error_log.setLevel(logging.INFO)
+
+    def exception(self, msg: str, *args: Any, **kwargs: Any) -> None:
+        """Log what went wrong; of a peer that stalled there is no more to say than that."""
+        if isinstance(sys.exc_info()[1], TimeoutError):
+            self.error_log.info("a connection stalled", extra={"action": "stall"})
+        else:
+            super().exception(msg, *args, **kwargs)
 
 
 class EdgeServer(BaseApplication):
@@ -140,9 +77,10 @@ class EdgeServer(BaseApplication):
             "worker_class": EdgeWorker,
             "workers": 1,
             "threads": threads,
-            "worker_connections": threads * CONNECTIONS_PER_THREAD,
-            "backlog": 1024,
-            "keepalive": KEEPALIVE_S,
+            "worker_connections": _connections_max(threads),
+            "backlog": 2048,
+            # How long is EdgeWorker's business; this says that connections are kept at all.
+            "keepalive": 1,
             "graceful_timeout": GRACE_S,
             "limit_request_line": URL_MAX,
             "limit_request_fields": HEADERS_MAX,
@@ -174,3 +112,15 @@ class EdgeServer(BaseApplication):
         app = cast(Flask | None, worker.wsgi)
         if app is not None:
             cast(Services, app.extensions[EXTENSION]).close()
+
+
+def _connections_max(threads: int) -> int:
+    """Return how many connections there may be, each a descriptor, beside a thread's stores."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if allowed == resource.RLIM_INFINITY:
+        return CONNECTIONS_MAX
+    # A thread that serves may hold a connection to Redis and a file beside the caller's.
+    return max(threads, min(CONNECTIONS_MAX, allowed - DESCRIPTORS - threads))

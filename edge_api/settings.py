@@ -15,9 +15,11 @@ from broker.settings import BridgeSettings, Environment, QueueSettings, StoreSet
 _BROKER_NAME: Final = re.compile(r"BROKER|AMQP|RABBIT", re.IGNORECASE)
 _URL: Final = re.compile(r"(?!https?:)[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _AMQP: Final = re.compile(r"(?:py|libr)?amqps?://", re.IGNORECASE)
-#: threads that no waiting claim may take: heartbeats and reports come first
-RESERVE: Final = 38
-THREADS: Final = 250 + RESERVE
+#: threads for large bodies, read as they come
+STREAMS: Final = 22
+#: threads that no waiting call may take: large bodies, and heartbeats and reports, which come first
+RESERVE: Final = 16 + STREAMS
+THREADS: Final = 1000 + RESERVE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

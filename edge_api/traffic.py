@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import re
+import select
+import socket
 import time
 import uuid
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Any, Final
@@ -74,6 +77,19 @@ def _job() -> str | None:
     """Name the job of a route; what cannot be an id may be a token that somebody put there."""
     named = str((request.view_args or {}).get("job_id"))
     return named if _JOB_ID.fullmatch(named) else None
+
+
+def caller_left(environ: Mapping[str, Any]) -> bool:
+    """Tell whether who made a request hung up meanwhile; a server that hides its socket says no."""
+    sock = environ.get("gunicorn.socket")
+    if not isinstance(sock, socket.socket):
+        return False
+    poll = select.poll()
+    try:
+        poll.register(sock, select.POLLIN)
+        return bool(poll.poll(0)) and not sock.recv(1, socket.MSG_PEEK)
+    except (OSError, ValueError):
+        return True
 
 
 class JsonFormatter(logging.Formatter):

@@ -28,6 +28,9 @@ logger = logging.getLogger(__name__)
 
 #: how often every waiter looks by itself, give or take JITTER
 LOOK_EVERY_S: Final = 5.0
+#: more looks than this a second and process are spread out: a thousand waiters at 5 s would keep a
+#: core busy with finding nothing
+LOOKS_PER_S: Final = 50
 JITTER: Final = (0.8, 1.2)
 #: how often a reader of a job's log looks for more
 POLL_EVERY_S: Final = 0.5
@@ -37,6 +40,9 @@ RELISTEN_S: Final = 1.0
 GONE_S: Final = 70.0
 #: waiters without a free place that may hand one wake-up on
 HOPS_MAX: Final = 3
+#: claims that are tried at the same time: a fleet that comes back all at once would otherwise share
+#: the processor until the stores seem not to answer, and leave none of it to heartbeats
+TRIES: Final = 16
 
 T = TypeVar("T")
 
@@ -101,6 +107,7 @@ class Waiting:
         #: (worker, instance) of daemons that said goodbye: what they asked before may come late
         self._gone: TTLCache[tuple[str, str], bool] = TTLCache(10_000, ttl=GONE_S)
         self._stopped = threading.Event()
+        self._tries = threading.BoundedSemaphore(TRIES)
         self._listener: threading.Thread | None = None
 
     def __len__(self) -> int:
@@ -138,32 +145,45 @@ class Waiting:
         with self._lock:
             return (request.worker_id, request.instance_id) in self._gone
 
-    def claim(self, request: ClaimRequest, *, wait_s: float) -> list[Job]:
+    def claim(
+        self,
+        request: ClaimRequest,
+        *,
+        wait_s: float,
+        left: Callable[[], bool] = lambda: False,
+    ) -> list[Job]:
         """Claim, and while there is nothing wait up to ``wait_s`` for it.
+
+        ``left`` tells whether the caller has gone: nothing is claimed for nobody, and its place
+        is another's.
 
         Raises:
             Crowded: there is nothing, and no place to wait for it.
         """
         try:
-            jobs = self._claim(request, wait_s)
+            jobs = self._claim(request, wait_s, left)
         except Crowded:
             figures.crowded()
             raise
         figures.claimed(len(jobs))
         return jobs
 
-    def _claim(self, request: ClaimRequest, wait_s: float) -> list[Job]:
+    def _claim(self, request: ClaimRequest, wait_s: float, left: Callable[[], bool]) -> list[Job]:
         if self._has_gone(request):
             return []
-        jobs = self._queue.claim(request)
+        jobs = self._try(request)
         if jobs or wait_s <= 0:
             return jobs
         waiter = _Waiter(request, self._queue.eligibility(request))
         ticket = self._park(waiter)
         try:
-            return self._wait(ticket, waiter, time.monotonic() + wait_s)
+            return self._wait(ticket, waiter, time.monotonic() + wait_s, left)
         finally:
             self._leave(ticket, waiter)
+
+    def _try(self, request: ClaimRequest) -> list[Job]:
+        with self._tries:
+            return self._queue.claim(request)
 
     def poll(self, look: Callable[[], list[T]], *, wait_s: float) -> list[T]:
         """Look, and while there is nothing look again for up to ``wait_s``.
@@ -204,19 +224,25 @@ class Waiting:
             figures.WAITING.inc()
             return ticket
 
-    def _wait(self, ticket: int, waiter: _Waiter, until: float) -> list[Job]:
+    def _wait(
+        self, ticket: int, waiter: _Waiter, until: float, left: Callable[[], bool]
+    ) -> list[Job]:
         wake = None
         # The first look closes the gap between the try before and the place in the line.
         # Stop sets the flag first and looks who waits after: whoever it misses sees the flag.
         while not (self._stopped.is_set() or waiter.ended):
-            if jobs := self._queue.claim(waiter.request):
+            if left():
+                waiter.wake = wake
+                break
+            if jobs := self._try(waiter.request):
                 return jobs
             if wake is not None and waiter.request.policy.max_concurrency is not None:
                 self._hand_on(ticket, wake)
-            left = until - time.monotonic()
-            if left <= 0:
+            rest = until - time.monotonic()
+            if rest <= 0:
                 break
-            waiter.event.wait(min(left, self._look_every_s * random.uniform(*JITTER)))  # noqa: S311
+            every = max(self._look_every_s, len(self._waiters) / LOOKS_PER_S)
+            waiter.event.wait(min(rest, every * random.uniform(*JITTER)))  # noqa: S311
             self._seen(waiter.request.worker_id)
             with self._lock:
                 wake, waiter.wake = waiter.wake, None

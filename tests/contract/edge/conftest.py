@@ -20,6 +20,7 @@ from edge_api import assemble
 from edge_api.services import EXTENSION, Services
 from edge_api.settings import EdgeSettings
 from edge_api.smorest import PREFIX
+from tests.contract.edge.served import Served, StartProcess, start_edge
 from tests.contract.edge.wire import answer_schema, wrongs
 
 #: columns and keys that a refused call may write: who was seen, and when
@@ -198,6 +199,39 @@ def sqlite_url(migrated_sqlite: Path, tmp_path: Path) -> str:
     """Give the address of a migrated SQLite ledger."""
     shutil.copy(migrated_sqlite, tmp_path / "ledger.sqlite3")
     return f"sqlite:///{tmp_path / 'ledger.sqlite3'}"
+
+
+@pytest.fixture
+def environment(sqlite_url: str, valkey_url: str, tmp_path: Path) -> dict[str, str]:
+    """Give the environment of an edge that is a process."""
+    return {
+        "DRAWBRIDGE_DATABASE_URL": sqlite_url,
+        "DRAWBRIDGE_RESERVATIONS_URL": valkey_url,
+        "DRAWBRIDGE_ARTIFACTS_DIR": str(tmp_path / "artifacts"),
+        "DRAWBRIDGE_SQLITE_SYNCHRONOUS": "NORMAL",
+    }
+
+
+@pytest.fixture
+def start_served(
+    process: StartProcess, environment: dict[str, str]
+) -> Iterator[Callable[..., Served]]:
+    """Start edges as processes, each with the options given."""
+    made: list[Served] = []
+
+    def start(*options: str) -> Served:
+        made.append(start_edge(process, environment, *options))
+        return made[-1]
+
+    yield start
+    for one in made:
+        one.close()
+
+
+@pytest.fixture
+def served(start_served: Callable[..., Served]) -> Served:
+    """Give a running edge with few threads."""
+    return start_served("--threads", "60")
 
 
 @pytest.fixture

@@ -6,115 +6,23 @@ import json
 import re
 import signal
 import socket
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 
-from broker.ledger.credentials import Credentials
-from broker.ledger.engine import Ledger
-from tests.processes import Process, until
+from tests.contract.edge.served import COMMAND, Served, StartProcess
+from tests.processes import until
 
 pytestmark = pytest.mark.slow
 
-COMMAND = Path(sys.executable).with_name("drawbridge")
 LONG_S = 50
 MIB = 1024 * 1024
-
-
-@dataclass
-class Served:
-    """An edge that listens, and its tokens."""
-
-    process: Process
-    port: int
-    operator: str
-    worker: str
-    connections: list[http.client.HTTPConnection] = field(default_factory=list)
-
-    def connect(self) -> http.client.HTTPConnection:
-        """Open a connection that is closed with the test."""
-        self.connections.append(http.client.HTTPConnection("127.0.0.1", self.port, timeout=30))
-        return self.connections[-1]
-
-    def call(
-        self,
-        method: str,
-        path: str,
-        body: Any = None,
-        *,
-        token: str | None = None,
-        connection: http.client.HTTPConnection | None = None,
-    ) -> tuple[int, Any]:
-        """Make a call and return its status and its JSON."""
-        connection = connection or self.connect()
-        headers = {"Authorization": f"Bearer {token or self.operator}"}
-        if body is not None:
-            headers["Content-Type"] = "application/json"
-        connection.request(method, path, None if body is None else json.dumps(body), headers)
-        response = connection.getresponse()
-        return response.status, json.loads(response.read())
-
-    def claim(self, **more: Any) -> Any:
-        body = {"workerId": "w1", "leaseSeconds": 60, **more}
-        return self.call("POST", "/api/queue/jobs/claim", body, token=self.worker)[1]["job"]
-
-    def raw(self, data: bytes) -> tuple[bytes, bytes]:
-        """Send bytes and return head and body of the answer."""
-        with socket.create_connection(("127.0.0.1", self.port), timeout=30) as sock:
-            sock.sendall(data)
-            answer = b""
-            while chunk := sock.recv(65536):
-                answer += chunk
-        head, _, body = answer.partition(b"\r\n\r\n")
-        return head, body
-
-    @property
-    def serving(self) -> psutil.Process:
-        """The process that answers, below the one that watches it."""
-        (child,) = psutil.Process(self.process.pid).children()
-        return child
-
-
-@pytest.fixture
-def environment(sqlite_url: str, valkey_url: str, tmp_path: Path) -> dict[str, str]:
-    """Give the environment of an edge."""
-    return {
-        "DRAWBRIDGE_DATABASE_URL": sqlite_url,
-        "DRAWBRIDGE_RESERVATIONS_URL": valkey_url,
-        "DRAWBRIDGE_ARTIFACTS_DIR": str(tmp_path / "artifacts"),
-        "DRAWBRIDGE_SQLITE_SYNCHRONOUS": "NORMAL",
-    }
-
-
-StartProcess = Callable[..., Process]
-
-
-@pytest.fixture
-def served(process: StartProcess, environment: dict[str, str], sqlite_url: str) -> Iterator[Served]:
-    """Give a running edge."""
-    ledger = Ledger(sqlite_url)
-    credentials = Credentials(ledger)
-    now = datetime.now(UTC)
-    _, operator = credentials.create("operator", now=now)
-    _, worker = credentials.create("worker", worker_id="w1", now=now)
-    ledger.close()
-    argv = [COMMAND, "edge", "--port", "0", "--threads", "60", "--json"]
-    started = process(argv, env=environment, stdout_apart=True)
-    url = json.loads(started.wait_for(r'^\{"url": "http://127.0.0.1:\d+"\}$')[0])["url"]
-    made = Served(started, int(url.rpartition(":")[2]), operator, worker)
-    yield made
-    for connection in made.connections:
-        connection.close()
 
 
 def refused(process: StartProcess, env: dict[str, str], *options: str) -> str:

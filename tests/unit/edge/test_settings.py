@@ -62,7 +62,7 @@ def test_the_stores_and_queues_are_read() -> None:
 
 def test_credentials_are_asked_for_unless_told_otherwise() -> None:
     assert not EdgeSettings.from_env(HOME).auth_disabled
-    assert EdgeSettings.from_env(HOME).waits_max == 250
+    assert EdgeSettings.from_env(HOME).waits_max == 1000
     with pytest.raises(ConfigurationError, match="AUTH_PROVIDER"):
         EdgeSettings.from_env(HOME | {"AUTH_PROVIDER": "off"})
 
