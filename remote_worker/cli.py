@@ -10,7 +10,7 @@ from importlib import metadata
 
 import click
 
-from remote_worker import codex, credentials, daemon, log, preflight
+from remote_worker import codex, credentials, daemon, isolation, log, preflight
 from remote_worker.client import Client
 from remote_worker.errors import Misconfigured
 from remote_worker.handlers import load
@@ -51,6 +51,7 @@ def run(
 ) -> None:
     """Claim jobs and run them until SIGTERM (finishes what runs; a second one gives it back)."""
     log.set_up(log_format)
+    isolation.shut()
     settings = settings_of(options, max_jobs=1 if once else max_jobs, idle_exit_s=idle_exit)
     wire, make_redactor = _connect(settings)
     passed = preflight.check(settings, wire)

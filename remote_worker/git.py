@@ -6,10 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from remote_worker.box import Box
 from remote_worker.credentials import Credential
 from remote_worker.errors import WorkerError
+from remote_worker.limits import UNLIMITED, LimitExceeded, Limits
 from remote_worker.output import Captured, ToFile, TooMuchOutput
-from remote_worker.process import Command, Interrupt, Sink, TimeLimitExceeded, run
+from remote_worker.process import Command, Interrupt, Sink, run
 
 #: For what happens on this machine alone.
 LOCAL_LIMIT_S = 300.0
@@ -57,6 +59,11 @@ class Output(Sink, Protocol):
 class GitFailed(WorkerError):
     """A git command ended badly, or did not end in time."""
 
+    def __init__(self, text: str, *, limit: str | None = None) -> None:
+        super().__init__(text)
+        #: the error type of the limit it was stopped for
+        self.limit = limit
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Git:
@@ -71,6 +78,11 @@ class Git:
     #: what the operator passes through: proxies and certificate files
     environment: Mapping[str, str] = field(default_factory=dict)
     credential: Credential | None = None
+    limits: Limits = UNLIMITED
+    #: the directory whose size is limited
+    workspace: Path | None = None
+    #: where an agent's files are read; the same as the agent's own
+    box: Box | None = None
 
     def text(
         self,
@@ -93,7 +105,8 @@ class Git:
         environment: Mapping[str, str] | None = None,
     ) -> None:
         """Run git and write what it writes to a file."""
-        with path.open("wb") as file:
+        # Anew: an agent without a box could have made a link of that name.
+        with path.open("xb") as file:
             self._run(args, cwd, ToFile(file, limit=limit), LOCAL_LIMIT_S, environment)
 
     def feed(self, sink: Output, *args: str, cwd: Path) -> None:
@@ -122,11 +135,14 @@ class Git:
             environment={**self._environment(), **(environment or {})},
             time_limit_s=time_limit_s,
             grace_s=2.0,
+            limits=self.limits,
+            workspace=self.workspace,
+            box=self.box,
         )
         try:
             code = run(command, sink=sink, interrupt=self.interrupt)
-        except TimeLimitExceeded as error:
-            raise GitFailed(f"git {_verb(args)}: {error}") from None
+        except LimitExceeded as error:
+            raise GitFailed(f"git {_verb(args)}: {error}", limit=error.error_type) from None
         except TooMuchOutput as error:
             raise GitFailed(f"git {_verb(args)}: {error}") from None
         if code != 0:

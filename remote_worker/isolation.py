@@ -1,22 +1,40 @@
 """What keeps a job's child in its place on this host, found out by trying."""
 
+import ctypes
 import os
 import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cache
 from pathlib import Path
 
 from remote_worker import codex
+from remote_worker.box import Box, Kind
+from remote_worker.errors import Misconfigured
 from remote_worker.settings import Settings
 
 _LIMIT_S = 30.0
 _USAGE_ERROR = 2
 #: What a sandbox says when it is the sandbox that failed, and not the program in it.
 _REFUSED = re.compile(r"^(?:bwrap|sandbox-exec|codex-linux-sandbox)\b.*$", re.MULTILINE)
+
+#: Where people keep credentials; a job's HOME is its own, and it has no business in the owner's.
+OWNERS = (
+    ".ssh", ".gnupg", ".netrc", ".git-credentials", ".config/git/credentials", ".config/gh",
+    ".config/gcloud", ".aws", ".azure", ".kube", ".docker/config.json", ".npmrc", ".pypirc",
+)  # fmt: skip
+NO_BOX_WAY_OUT = (
+    "install bubblewrap (or util-linux 2.38) and allow user namespaces; else run the worker as a"
+    " user that owns nothing but its token, or in a machine of its own"
+)
+#: The first that counts processes by user namespace: before, a limit would count the owner's too.
+_NPROC_KERNEL = (5, 14)
+_PR_SET_DUMPABLE = 4
 
 
 class Answer(StrEnum):
@@ -51,6 +69,94 @@ def codex_sandbox(settings: Settings, environment: Mapping[str, str], *, cwd: Pa
     match = _REFUSED.search(said)
     last = match[0] if match else (said.strip().splitlines() or ["without a word"])[-1]
     return Trial(Answer.NO, last[:300])
+
+
+def box(settings: Settings, *, own: Path) -> Box:
+    """Return what shuts in a job whose directory is `own`.
+
+    Raises Misconfigured when the owner demands a kind that does not work here.
+    """
+    kind, program = _found(settings.isolation, settings.path)
+    tasks = settings.limits.tasks
+    counter = shutil.which("prlimit", path=settings.path)
+    counted = counter is not None and tasks is not None and _kernel() >= _NPROC_KERNEL
+    return Box(
+        kind=kind,
+        program=program,
+        hidden=(
+            *(path for path in (settings.token_file, settings.git_token_file) if path is not None),
+            *(settings.owner_home / name for name in OWNERS),
+            *settings.hide,
+        ),
+        work_dir=settings.work_dir.resolve(),
+        own=own.resolve(),
+        inside=(str(counter), f"--nproc={tasks}", "--") if counted else (),
+    )
+
+
+def verdict(settings: Settings) -> tuple[str, list[str]]:
+    """Say what holds a child on this host, and the way out of what does not.
+
+    Raises Misconfigured when the owner demands a kind that does not work here.
+    """
+    kind, _ = _found(settings.isolation, settings.path)
+    holes = [NO_BOX_WAY_OUT] if kind is Kind.NONE else []
+    if is_root():
+        holes.append("run the worker as a user of its own: what root may do, a job may do")
+    seen = (
+        "NOT shut in: a job can read what this user can, the worker's token and your keys too"
+        if kind is Kind.NONE
+        else f"{kind}: a job sees neither the worker's secrets nor its process, nor other jobs"
+    )
+    who = "root" if is_root() else "this user"
+    namespaces = user_namespaces(settings)
+    held = f"{processes()}; user namespaces: {namespaces}; children are {who}"
+    return f"{seen}; {held}", holes
+
+
+@cache
+def _found(wanted: str, path: str) -> tuple[Kind, str]:
+    """Return the first kind that works, and its program; asked once, for a host does not change."""
+    if wanted == Kind.NONE:
+        return Kind.NONE, ""
+    kinds = (Kind.BWRAP, Kind.UNSHARE) if wanted == "auto" else (Kind(wanted),)
+    for one in kinds:
+        program = shutil.which(one, path=path)
+        if sys.platform == "linux" and program is not None and _hides(one, program, path):
+            return one, program
+    if wanted != "auto":
+        raise Misconfigured(
+            f"--isolation {wanted} does not work here: install it and allow user namespaces, or"
+            " say auto and see what `drawbridge-worker check` finds"
+        )
+    return Kind.NONE, ""
+
+
+def _hides(kind: Kind, program: str, path: str) -> bool:
+    """Try a box: a secret must be empty in it, a process of ours unseen, and it must end."""
+    with tempfile.TemporaryDirectory(prefix="drawbridge-box-") as name:
+        place = Path(name).resolve()
+        own, secret, left = place / "work" / "own", place / "secret", place / "work" / "left"
+        own.mkdir(parents=True)
+        secret.write_text("secret")
+        left.write_text("left")
+        trial = Box(kind=kind, program=program, hidden=(secret,), work_dir=own.parent, own=own)
+        unseen = f"test ! -s {secret} && test ! -e {left} && test ! -e /proc/{os.getpid()}/fd/0"
+        argv = trial.argv(["sh", "-c", f"{unseen} && : >{own}/written"], cwd=own)
+        done = _run(argv, {"PATH": path}, own)
+        return done is not None and done.returncode == 0 and (own / "written").exists()
+
+
+def _kernel() -> tuple[int, int]:
+    """Return the kernel's version."""
+    match = re.match(r"(\d+)\.(\d+)", os.uname().release)
+    return (int(match[1]), int(match[2])) if match else (0, 0)
+
+
+def shut() -> None:
+    """Let no other process of this user look into the daemon's memory, files and environment."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
 def sandbox_refusal(output: str) -> str | None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from remote_worker.child_options import CHILD_OPTIONS, limits_of
 from remote_worker.errors import Misconfigured
 from remote_worker.handlers.codex_payload import check_effort, check_model
 from remote_worker.settings import (
@@ -114,6 +115,7 @@ _COMMON = (
         "--time-limit", type=click.IntRange(1), default=7200, show_default=True,
         help="Seconds a job may take at most.",
     ),
+    *(option(name, **more) for name, more in CHILD_OPTIONS),
     option("--concurrency", type=click.IntRange(1, 100), default=1, show_default=True),
     option("--log-format", type=click.Choice(LOG_FORMATS), default="auto", show_default=True),
 )  # fmt: skip
@@ -164,6 +166,10 @@ def settings_of(
             forge_api=options["forge_api"],
             git_author=options["git_author"],
             allow_workflows=options["allow_workflows"],
+            isolation=options["isolation"],
+            hide=tuple(path.expanduser().absolute() for path in options["hide"]),
+            limits=limits_of(options),
+            allow_program=options["allow_program"],
             path=os.environ.get("PATH", os.defpath),
         )
     except Misconfigured as error:

@@ -174,17 +174,13 @@ def _codex_sandbox(settings: Settings) -> Gate:
 
 
 def _isolation(settings: Settings) -> Gate:
-    """Say what holds a child on this host."""
-    namespaces = isolation.user_namespaces(settings)
-    who = "root" if isolation.is_root() else "this user"
+    """Say what holds a child on this host, and what does not."""
+    try:
+        detail, holes = isolation.verdict(settings)
+    except Misconfigured as error:
+        return Gate(name="isolation", ok=False, detail=str(error), way_out=isolation.NO_BOX_WAY_OUT)
     return Gate(
-        name="isolation",
-        ok=True,
-        detail=f"{isolation.processes()}; user namespaces: {namespaces}; children are {who}",
-        warning=isolation.is_root(),
-        way_out="run the worker as a user of its own: what root may do, a job may do"
-        if isolation.is_root()
-        else "",
+        name="isolation", ok=True, detail=detail, warning=bool(holes), way_out="; ".join(holes)
     )
 
 

@@ -7,6 +7,8 @@ written out in full by the caller, output taken as it comes and never waited for
 import contextlib
 import os
 import selectors
+import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -20,8 +22,11 @@ from typing import IO, Protocol
 import psutil
 
 from remote_worker import runner
+from remote_worker.box import Box, Kind
 from remote_worker.clock import Clock, steady
+from remote_worker.disk import DiskWatch
 from remote_worker.errors import Interrupted, Interruption, WorkerError
+from remote_worker.limits import TOO_LARGE, UNLIMITED, LimitExceeded, Limits, TimeLimitExceeded
 
 #: TERM, then this long, then KILL.
 GRACE_S = 10.0
@@ -38,10 +43,6 @@ STDOUT, STDERR = 1, 2
 
 #: Asked again and again while a child runs: why it must stop, or None.
 Interrupt = Callable[[], Interruption | None]
-
-
-class TimeLimitExceeded(WorkerError):
-    """The program was still running when its time was over."""
 
 
 class Sink(Protocol):
@@ -62,6 +63,11 @@ class Command:
     time_limit_s: float
     stdin: Path | None = None
     grace_s: float = GRACE_S
+    limits: Limits = UNLIMITED
+    #: the directory whose size is limited
+    workspace: Path | None = None
+    #: what it can see of this machine; None: all that the daemon can
+    box: Box | None = None
 
 
 def run(
@@ -70,80 +76,131 @@ def run(
     """Run a program to its end and return its exit code.
 
     When this returns or raises, no process of it is left. Raises Interrupted and
-    TimeLimitExceeded after the child was stopped for that reason.
+    LimitExceeded after the child was stopped for that reason.
     """
     why = interrupt()
     if why is not None:
         raise Interrupted(why)
     mark = uuid.uuid4().hex
-    lifeline_end, lifeline = os.pipe()
-    try:
-        with contextlib.ExitStack() as stack:
-            stdin = (
-                subprocess.DEVNULL
-                if command.stdin is None
-                else stack.enter_context(command.stdin.open("rb"))
-            )
-            child = subprocess.Popen(
-                [*_runner_argv(lifeline_end, command.grace_s), *command.argv],
-                stdin=stdin,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                cwd=command.cwd,
-                env={**command.environment, _MARK: mark},
-                start_new_session=True,
-                pass_fds=(lifeline_end,),
-            )
-    except BaseException:
-        os.close(lifeline)
-        raise
-    finally:
-        os.close(lifeline_end)
-    pump = _Pump(child, sink)
-    try:
-        _watch(child, pump, command, lifeline=lifeline, interrupt=interrupt, clock=clock)
-    finally:
-        # Closing the lifeline ends the tree also when we are leaving by an exception.
-        os.close(lifeline)
-        _await_runner(child, command.grace_s)
-        if child.returncode < 0 or sys.platform != "linux":
-            # A runner that ended by itself has left nothing; one that was killed may have.
-            sweep(mark)
-        pump.finish()
-    if pump.error is not None:
-        raise pump.error
+    lifeline, theirs = socket.socketpair()
+    with lifeline:
+        with theirs:
+            child = _start(command, lifeline=theirs.fileno(), mark=mark)
+        pump = _Pump(child, sink)
+        disk = DiskWatch(command.workspace, limits=command.limits)
+        try:
+            _watch(_Watched(child, pump, disk, lifeline), command, interrupt, clock)
+        finally:
+            # Closing the lifeline ends the tree also when we are leaving by an exception.
+            lifeline.shutdown(socket.SHUT_WR)
+            _await_runner(child, command.grace_s)
+            if child.returncode < 0 or sys.platform != "linux":
+                # A runner that ended by itself has left nothing; one that was killed may have.
+                sweep(mark)
+            disk.close()
+            pump.finish()
+        if pump.error is not None:
+            raise pump.error
+        _raise_breach(child.returncode, _last_word(lifeline), command.limits)
     return child.returncode if child.returncode >= 0 else 128 - child.returncode
 
 
-def _runner_argv(lifeline: int, grace_s: float) -> list[str]:
+def _start(command: Command, *, lifeline: int, mark: str) -> subprocess.Popen[bytes]:
+    """Start a program's runner."""
+    with contextlib.ExitStack() as stack:
+        stdin = (
+            subprocess.DEVNULL
+            if command.stdin is None
+            else stack.enter_context(command.stdin.open("rb"))
+        )
+        return subprocess.Popen(
+            _runner_argv(command, lifeline),
+            stdin=stdin,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            cwd=command.cwd,
+            env={**command.environment, _MARK: mark},
+            start_new_session=True,
+            pass_fds=(lifeline,),
+        )
+
+
+def _runner_argv(command: Command, lifeline: int) -> list[str]:
     """Return the command line of the runner: isolated, so nothing in the cwd can reach it."""
-    return [sys.executable, "-I", "-S", str(runner.__file__), str(lifeline), str(grace_s)]
+    limits, box = command.limits, command.box
+    boxed = box is not None and box.kind is not Kind.NONE
+    rules = {
+        "cpu": limits.cpu_s,
+        "fsize": limits.file_bytes,
+        "nofile": limits.open_files,
+        "tasks": limits.tasks,
+        "memory": limits.memory_bytes,
+        "boxed": 1 if boxed else None,
+    }
+    spelled = ",".join(f"{name}={value}" for name, value in rules.items() if value is not None)
+    argv = command.argv if box is None else box.argv(command.argv, cwd=command.cwd)
+    return [
+        *(sys.executable, "-I", "-S", str(runner.__file__)),
+        *(str(lifeline), str(command.grace_s), spelled),
+        *argv,
+    ]
 
 
-def _watch(
-    child: subprocess.Popen[bytes],
-    pump: "_Pump",
-    command: Command,
-    *,
-    lifeline: int,
-    interrupt: Interrupt,
-    clock: Clock,
-) -> None:
+def _last_word(lifeline: socket.socket) -> str:
+    """Return which rule the runner ended the tree for, or nothing."""
+    lifeline.settimeout(0)
+    try:
+        return lifeline.recv(64).decode()
+    except OSError:
+        return ""
+
+
+def _raise_breach(code: int, rule: str, limits: Limits) -> None:
+    """Raise what a child was ended for, by its runner or by the kernel."""
+    if rule == "memory":
+        text = f"its processes took more than {limits.memory_bytes} bytes of memory"
+        raise LimitExceeded(text, error_type="memory_limit_exceeded")
+    if rule == "tasks":
+        text = f"there were more than {limits.tasks} processes and threads"
+        raise LimitExceeded(text, error_type="task_limit_exceeded")
+    if limits.cpu_s is not None and code == 128 + signal.SIGXCPU:
+        text = f"a process took more than {limits.cpu_s} s of CPU time"
+        raise LimitExceeded(text, error_type="cpu_limit_exceeded")
+    if limits.file_bytes is not None and code == 128 + signal.SIGXFSZ:
+        text = f"a file grew beyond {limits.file_bytes} bytes"
+        raise LimitExceeded(text, error_type="file_limit_exceeded")
+
+
+@dataclass(frozen=True, slots=True)
+class _Watched:
+    """A running child and what is known of it."""
+
+    child: subprocess.Popen[bytes]
+    pump: "_Pump"
+    disk: DiskWatch
+    lifeline: socket.socket
+
+
+def _watch(watched: _Watched, command: Command, interrupt: Interrupt, clock: Clock) -> None:
     """Wait for the end, or bring it about."""
     deadline = clock() + command.time_limit_s
+    child = watched.child
     while True:
         with contextlib.suppress(subprocess.TimeoutExpired):
             child.wait(timeout=_TICK_S)
             return
         why = interrupt()
         over = clock() >= deadline
-        if why is None and not over and pump.error is None:
+        full = watched.disk.breach
+        if why is None and not over and full is None and watched.pump.error is None:
             continue
-        with contextlib.suppress(BrokenPipeError):
-            os.write(lifeline, b"T")
+        with contextlib.suppress(OSError):
+            watched.lifeline.send(b"T")
         _await_runner(child, command.grace_s)
         if why is not None:
             raise Interrupted(why)
+        if full is not None:
+            raise LimitExceeded(full, error_type=TOO_LARGE)
         if over:
             raise TimeLimitExceeded(f"still running after {command.time_limit_s:g} s")
         return

@@ -10,6 +10,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from remote_worker.errors import Misconfigured
+from remote_worker.limits import Limits
 
 PREFIX = "/api/queue"
 _WORKER_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
@@ -21,6 +22,8 @@ UNSANDBOXED = "danger-full-access"
 SANDBOXES = ("read-only", "workspace-write", UNSANDBOXED)
 #: who published commits are by, where the owner says nothing else
 GIT_AUTHOR = "Drawbridge <drawbridge@localhost>"
+#: what a child may be shut in with; `auto` is the first that works
+ISOLATIONS = ("auto", "bwrap", "unshare", "none")
 LOG_FORMATS = ("auto", "text", "json")
 #: What a program must know of the way out of this machine; passed on when it is set.
 WAY_OUT = (
@@ -75,6 +78,13 @@ class Settings:
     git_author: str = GIT_AUTHOR
     #: a published patch may touch what the forge runs by itself
     allow_workflows: bool = False
+    #: one of ISOLATIONS
+    isolation: str = "auto"
+    #: what no job may see beside the worker's own secrets
+    hide: tuple[Path, ...] = ()
+    limits: Limits = field(default_factory=Limits)
+    #: what jobs of type `command` may run; empty: there is no such type here
+    allow_program: tuple[str, ...] = ()
 
     def passed_secrets(self) -> list[str]:
         """Return what is secret of the passed variables: all values, of a proxy its password."""

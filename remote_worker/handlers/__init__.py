@@ -7,13 +7,14 @@ from types import MappingProxyType
 
 from remote_worker.errors import Misconfigured
 from remote_worker.handlers.codex_exec import codex_exec
+from remote_worker.handlers.command import command
 from remote_worker.handlers.context import Handler
 
 #: A package adds a job type by an entry point of this group: its name is the type.
 GROUP = "drawbridge_worker.handlers"
 _TYPE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
-HANDLERS: Mapping[str, Handler] = MappingProxyType({"codex_exec": codex_exec})
+HANDLERS: Mapping[str, Handler] = MappingProxyType({"codex_exec": codex_exec, "command": command})
 
 
 def load() -> Mapping[str, Handler]:

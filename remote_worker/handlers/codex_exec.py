@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
 
@@ -16,8 +16,8 @@ from remote_worker.handlers.codex_events import Transcript
 from remote_worker.handlers.codex_payload import CodexTask, parse_task
 from remote_worker.handlers.context import Context, Outcome
 from remote_worker.handlers.publish_payload import Mode
+from remote_worker.limits import TOO_LARGE
 from remote_worker.output import Log
-from remote_worker.process import Command, TimeLimitExceeded, run
 from remote_worker.repository import allowed
 from remote_worker.settings import WAY_OUT
 
@@ -46,12 +46,21 @@ def codex_exec(context: Context) -> Outcome:
     begun = time.monotonic()
     git = _git(context, task)
     context.step(f"cloning {task.repository.canonical} at {task.ref or 'its default branch'}")
+    inside = _inside(context)
     workspace = ws.prepare(
-        git, task.repository, ref=task.ref, depth=task.depth, directory=context.directory
+        git, task.repository, ref=task.ref, depth=task.depth, directory=inside.directory
     )
     pub.check_base(workspace, task.publish)
     context.step(f"starting codex on {workspace.base_commit[:12]}")
-    transcript = _run_codex(context, task, workspace)
+    transcript = _transcript(context, workspace)
+    try:
+        _run_codex(context, inside, task, workspace, transcript)
+    except JobFailed as failure:
+        full = failure.error_type == TOO_LARGE
+        files = [_log_file(context)] if full else _kept(context, git, workspace)
+        if full:
+            ws.discard(workspace)
+        raise failure.with_files(files) from None
     context.step("collecting the changes")
     changes = _collect(context, git, workspace)
     published = _publish(context, git, task, workspace, changes, transcript)
@@ -88,7 +97,16 @@ def _git(context: Context, task: CodexTask) -> Git:
             **({"GIT_SSL_CAINFO": bundle} if (bundle := passed.get("SSL_CERT_FILE")) else {}),
         },
         credential=credentials.of(context.settings),
+        limits=context.settings.limits,
+        workspace=context.directory,
     )
+
+
+def _inside(context: Context) -> Context:
+    """Return the same job as the agent may see it: what we write about it lies one level up."""
+    directory = context.directory / "inside"
+    directory.mkdir()
+    return replace(context, directory=directory)
 
 
 def _models(context: Context, task: CodexTask) -> tuple[str | None, str | None]:
@@ -96,59 +114,72 @@ def _models(context: Context, task: CodexTask) -> tuple[str | None, str | None]:
     return task.model or context.settings.model, task.effort or context.settings.effort
 
 
-def _run_codex(context: Context, task: CodexTask, workspace: ws.Workspace) -> Transcript:
+def _run_codex(
+    context: Context,
+    inside: Context,
+    task: CodexTask,
+    workspace: ws.Workspace,
+    transcript: Transcript,
+) -> None:
     """Run the agent to its end."""
     instruction = context.directory / "instruction"
     instruction.write_text(task.instruction, encoding="utf-8")
-    longest = context.settings.time_limit_s
     model, effort = _models(context, task)
-    command = Command(
-        argv=codex.exec_argv(context.settings, repo=workspace.repo, model=model, effort=effort),
-        cwd=workspace.repo,
-        environment=_environment(context),
-        time_limit_s=min(task.time_limit_s or longest, longest),
-        stdin=instruction,
-    )
-    transcript = Transcript(tell=context.events.append, root=workspace.repo)
     path = _path(context, LOG_NAME)
     with path.open("wb") as file:
         log = Log(file, redactor=context.redactor, limit=MAX_LOG, on_line=transcript.feed)
         try:
-            code = run(command, sink=log, interrupt=context.interrupt)
-        except TimeLimitExceeded as error:
-            raise JobFailed(
-                f"codex exec: {error}", error_type="time_limit_exceeded", files=[(LOG_NAME, path)]
-            ) from None
+            code = inside.run(
+                codex.exec_argv(context.settings, repo=workspace.repo, model=model, effort=effort),
+                sink=log,
+                environment=_environment(inside),
+                cwd=workspace.repo,
+                stdin=instruction,
+                time_limit_s=task.time_limit_s,
+            )
         finally:
             log.close()
     if code != 0 or transcript.failure is not None:
         why = "" if transcript.failure is None else f": {transcript.failure}"
-        raise JobFailed(
-            f"codex exec ended with {code}{why}\n{log.tail}",
-            error_type="codex_failed",
-            files=[(LOG_NAME, path)],
-        )
-    return transcript
+        raise JobFailed(f"codex exec ended with {code}{why}\n{log.tail}", error_type="codex_failed")
+
+
+def _transcript(context: Context, workspace: ws.Workspace) -> Transcript:
+    """Return what listens to the agent and passes on what it does."""
+
+    def tell(level: str, message: str, payload: dict[str, object] | None) -> None:
+        context.events.append(level, message, payload)
+        context.progress(message)
+
+    return Transcript(tell=tell, root=workspace.repo)
 
 
 def _environment(context: Context) -> dict[str, str]:
-    """Return the agent's environment, with a HOME that no earlier job has seen."""
-    home, tmp = context.directory / "home", context.directory / "tmp"
-    home.mkdir()
-    tmp.mkdir()
+    """Return the agent's environment."""
+    given = context.environment()
     # Without a name git refuses the agent's commits.
-    (home / ".gitconfig").write_text("[user]\n\tname = codex\n\temail = codex@localhost\n")
-    job = context.job
-    return {
-        **codex.environment(context.settings, home=home, tmp=tmp),
-        "BRIDGE_JOB_ID": job.id,
-        "BRIDGE_ATTEMPT": str(job.attempt),
-        **({} if job.fence is None else {"BRIDGE_FENCE": str(job.fence)}),
-    }
+    (context.directory / "home" / ".gitconfig").write_text(
+        "[user]\n\tname = codex\n\temail = codex@localhost\n"
+    )
+    home, tmp = context.directory / "home", context.directory / "tmp"
+    return {**given, **codex.environment(context.settings, home=home, tmp=tmp)}
+
+
+def _kept(context: Context, git: Git, workspace: ws.Workspace) -> list[tuple[str, Path]]:
+    """Return the log, and the patch of what an agent had done when it had to end or failed."""
+    files = [_log_file(context)]
+    try:
+        changes = _collect(context, git, workspace)
+    except JobFailed as error:
+        context.events.append("warn", f"its changes were not kept: {error}")
+        return files
+    return files if changes.patch is None else [*files, (PATCH_NAME, changes.patch)]
 
 
 def _collect(context: Context, git: Git, workspace: ws.Workspace) -> ws.Changes:
     """Write the patch; a run whose changes cannot be had has failed, and its log says more."""
+    # What the agent left is read as shut in as the agent was, with no credential at hand.
+    git = replace(git, box=context.box, credential=None)
     try:
         changes = ws.collect(
             git, workspace, directory=context.directory, patch=_path(context, PATCH_NAME)

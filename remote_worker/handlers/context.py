@@ -1,15 +1,25 @@
-"""What a job type is to the worker: a function from a context to an outcome, found by its name."""
+"""What a job type is to the worker: a function from a context to an outcome, found by its name.
 
-from collections.abc import Callable, Mapping
+This module is what a package with a job type of its own needs to know; it stays as it is within a
+major version. `deploy/examples/handlers` is a whole one.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from remote_worker import isolation
+from remote_worker.box import Box
+from remote_worker.errors import Interrupted, JobFailed
 from remote_worker.events import EventLog
 from remote_worker.job import Job
 from remote_worker.lease import Lease
-from remote_worker.process import Interrupt
+from remote_worker.limits import LimitExceeded
+from remote_worker.process import Command, Interrupt, Sink, run
 from remote_worker.redact import Redactor
 from remote_worker.settings import Settings
+
+_MAX_PROGRESS = 200
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,10 +36,78 @@ class Context:
     #: why the handler has to stop now, or None: ask before every step that takes time
     interrupt: Interrupt
 
+    @property
+    def payload(self) -> Mapping[str, object]:
+        """Return what the sender wrote, unchecked."""
+        return self.job.payload
+
+    @property
+    def box(self) -> Box:
+        """Return what shuts in whatever runs for this job."""
+        return isolation.box(self.settings, own=self.directory)
+
     def step(self, message: str) -> None:
         """Tell everybody what happens now."""
         self.events.append("info", message)
-        self.lease.progress(message)
+        self.progress(message)
+
+    def progress(self, message: str, percent: float | None = None) -> None:
+        """Let the next heartbeat say how far the work is, without a line in the log."""
+        words = message.split("\n", 1)[0]
+        self.lease.progress(self.redactor.text(words)[:_MAX_PROGRESS], percent)
+
+    def go_on(self) -> None:
+        """Raise Interrupted when the work has to stop; let it through, the daemon knows what."""
+        why = self.interrupt()
+        if why is not None:
+            raise Interrupted(why)
+
+    def environment(self) -> dict[str, str]:
+        """Return what a child gets to see: a HOME no earlier job has seen, and the job's names."""
+        home, tmp = self.directory / "home", self.directory / "tmp"
+        home.mkdir(exist_ok=True)
+        tmp.mkdir(exist_ok=True)
+        fence = self.job.fence
+        return {
+            **self.settings.pass_environment,
+            "PATH": self.settings.path,
+            "HOME": str(home),
+            "TMPDIR": str(tmp),
+            "LANG": "C.UTF-8",
+            "BRIDGE_JOB_ID": self.job.id,
+            "BRIDGE_ATTEMPT": str(self.job.attempt),
+            **({} if fence is None else {"BRIDGE_FENCE": str(fence)}),
+        }
+
+    def run(
+        self,
+        argv: Sequence[str],
+        *,
+        sink: Sink,
+        environment: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
+        stdin: Path | None = None,
+        time_limit_s: float | None = None,
+    ) -> int:
+        """Run a program shut in and limited, and return its exit code; nothing of it is left.
+
+        Raises JobFailed when it took more than it may, and Interrupted when it had to be stopped.
+        """
+        longest = self.settings.time_limit_s
+        command = Command(
+            argv=argv,
+            cwd=cwd or self.directory,
+            environment=self.environment() if environment is None else environment,
+            time_limit_s=longest if time_limit_s is None else min(time_limit_s, longest),
+            stdin=stdin,
+            limits=self.settings.limits,
+            workspace=self.directory,
+            box=self.box,
+        )
+        try:
+            return run(command, sink=sink, interrupt=self.interrupt)
+        except LimitExceeded as error:
+            raise JobFailed(f"{argv[0]}: {error}", error_type=error.error_type) from None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -110,16 +110,31 @@ def prepare(
             f"{_BASE_REF}^{{commit}}", cwd=base,
         ).strip()  # fmt: skip
     except GitFailed as error:
-        raise JobFailed(
-            f"{repository.canonical} could not be cloned: {error}",
-            error_type="clone_failed",
-            retryable=not _FINAL.search(str(error)),
-        ) from None
+        raise _not_cloned(repository, error, base) from None
     try:
         _check_out(git, repository, base=base, repo=repo, commit=commit, branch=start.branch)
     except GitFailed as error:
-        raise JobFailed(f"checkout failed: {error}", error_type="checkout_failed") from None
+        shutil.rmtree(repo, ignore_errors=True)
+        kind = error.limit or "checkout_failed"
+        raise JobFailed(f"checkout failed: {error}", error_type=kind) from None
     return Workspace(repo=repo, base_git=base, base_commit=commit, branch=start.branch)
+
+
+def _not_cloned(repository: Repository, error: GitFailed, base: Path) -> JobFailed:
+    """Return the failure of a clone, and give back the room it has taken."""
+    shutil.rmtree(base, ignore_errors=True)
+    too_slow = error.limit == "time_limit_exceeded"
+    return JobFailed(
+        f"{repository.canonical} could not be cloned: {error}",
+        error_type="clone_failed" if error.limit is None or too_slow else error.limit,
+        retryable=too_slow or (error.limit is None and not _FINAL.search(str(error))),
+    )
+
+
+def discard(workspace: Workspace) -> None:
+    """Give back the room of a workspace nobody will look into again."""
+    for path in (workspace.repo, workspace.base_git):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _short(ref: str) -> str:

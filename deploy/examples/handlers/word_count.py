@@ -6,12 +6,11 @@ Install it beside the worker (`pip install deploy/examples/handlers`), and its j
 from remote_worker.errors import JobFailed
 from remote_worker.handlers.context import Context, Outcome
 from remote_worker.output import Captured
-from remote_worker.process import Command, TimeLimitExceeded, run
 
 
 def word_count(context: Context) -> Outcome:
     """Count the words of `{"text": …}`."""
-    text = context.job.payload.get("text")
+    text = context.payload.get("text")
     if not isinstance(text, str):
         # No second try makes a payload better, so it is not retryable (the default).
         raise JobFailed("text is missing", error_type="invalid_payload")
@@ -19,18 +18,8 @@ def word_count(context: Context) -> Outcome:
     source.write_text(text, encoding="utf-8", errors="replace")
     context.step("counting")
     output = Captured()
-    command = Command(
-        argv=["wc", "-w"],
-        cwd=context.directory,
-        environment={"PATH": context.settings.path, "LC_ALL": "C.UTF-8"},
-        time_limit_s=context.settings.time_limit_s,
-        stdin=source,
-    )
-    try:
-        # A cancel, a lost lease or the end of the daemon stops it: `run` raises, and we let it.
-        code = run(command, sink=output, interrupt=context.interrupt)
-    except TimeLimitExceeded as error:
-        raise JobFailed(str(error), error_type="time_limit_exceeded") from None
+    # A cancel, a lost lease or the end of the daemon stops it: `run` raises, and we let it.
+    code = context.run(["wc", "-w"], sink=output, stdin=source)
     if code != 0:
         raise JobFailed(f"wc ended with {code}: {output.err}", error_type="wc_failed")
     words = int(output.out)
