@@ -195,13 +195,13 @@ class Claims:
         granted: list[Job] = []
         refusal = None
         with self.ledger.write() as conn:
-            workers.lock_worker(conn, request.worker_id, now)
+            may_claim = workers.lock_worker(conn, request.worker_id, now)
             try:
                 again = [] if digest is None else _replayed(conn, request, digest, now)
             except InvalidPayload as error:
                 # a call in parallel used the key for something else; what is held goes back
                 refusal = error
-            if not again and refusal is None:
+            if not again and refusal is None and may_claim:
                 ids = self._within_limit(conn, request, reserved.ids)
                 jobs.lock_in_order(conn, ids)
                 granted = grants.grant(

@@ -39,6 +39,10 @@ class TokenNotFound(DrawbridgeError):
     code = "worker_token_not_found"
 
 
+class WorkerNotFound(TokenNotFound):
+    """There is no such worker: no token was made for that name."""
+
+
 class JobStateConflict(DrawbridgeError):
     """The job is not in a status that allows this call."""
 

@@ -13,7 +13,7 @@ import hashlib
 import json
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from typing import Final
@@ -67,10 +67,21 @@ class Holding:
         self._queues_met: set[str] = set()
         self._lock = threading.Lock()
 
-    def heartbeat(self, job_id: str, holder: Holder, *, lease_seconds: int) -> Heartbeat:
-        """Extend a lease, in Redis alone when it knows the lease; again extends it from then."""
+    def heartbeat(
+        self,
+        job_id: str,
+        holder: Holder,
+        *,
+        lease_seconds: int,
+        progress: Mapping[str, Json] | None = None,
+    ) -> Heartbeat:
+        """Extend a lease, in Redis alone when it knows the lease; again extends it from then.
+
+        ``progress`` is shown while the lease lasts, and kept nowhere else.
+        """
+        said = "" if progress is None else json.dumps(progress)
         try:
-            renewed = self._renew(job_id, holder, lease_seconds * 1000)
+            renewed = self._renew(job_id, holder, lease_seconds * 1000, said)
         except ReservationsUnavailable:
             renewed = None
         if renewed is None:
@@ -165,16 +176,22 @@ class Holding:
         self.index.put([job])
         return job
 
-    def release(self, job_id: str, holder: Holder, *, reason: str | None = None) -> Job:
-        """Give a job back at no cost; again under its lease id gives the job as it is."""
+    def release(
+        self, job_id: str, holder: Holder, *, reason: str | None = None, checkpoint: Json = None
+    ) -> Job:
+        """Give a job back at no cost, its next holder getting the ``checkpoint``.
+
+        Again under its lease id gives the job as it is.
+        """
         digest = _digest("release", holder)
         with self.ledger.write() as conn:
             job, repeated = holders.held(conn, job_id, holder, digest=digest)
             if repeated:
                 return job
             job = transitions.release(
-                conn, job, outcome="released", reason=reason, digest=digest, now=self.clock.now()
-            )
+                conn, job, outcome="released", reason=reason, checkpoint=checkpoint, digest=digest,
+                now=self.clock.now(),
+            )  # fmt: skip
         self.index.put([job])
         return job
 
@@ -250,7 +267,7 @@ class Holding:
             self._queue_names[job_id] = queue
             self._queues_met.add(queue)
 
-    def _renew(self, job_id: str, holder: Holder, lease_ms: int) -> Renewed | None:
+    def _renew(self, job_id: str, holder: Holder, lease_ms: int, progress: str) -> Renewed | None:
         """Renew a lease in Redis; a job new to this process is looked for in the queues it met."""
         with self._lock:
             known = self._queue_names.get(job_id)
@@ -258,7 +275,7 @@ class Holding:
         for queue in queues:
             renewed = self.reservations.renew(
                 queue, job_id, lease_id=holder.lease_id, worker_id=holder.worker_id,
-                lease_ms=lease_ms,
+                lease_ms=lease_ms, progress=progress,
             )  # fmt: skip
             if renewed is not None:
                 if known is None:

@@ -27,8 +27,9 @@ from broker.errors import (
 from broker.expiry import Expiry
 from broker.holding import Holding
 from broker.indexing import Indexer
-from broker.ledger import intake, jobs, migrate, transitions, workers
+from broker.ledger import intake, jobs, migrate, orders, transitions, workers
 from broker.ledger.engine import Ledger
+from broker.orders import OrderBook
 from broker.policy import Eligibility
 from broker.records import (
     ClaimRequest,
@@ -42,6 +43,7 @@ from broker.records import (
 )
 from broker.redrive import Redriver
 from broker.reservations.keys import QUEUE_NAME
+from broker.reservations.server import Told
 from broker.reservations.store import Reservations
 from broker.roster import Roster
 from broker.settings import QueueSettings
@@ -72,6 +74,7 @@ class JobQueue(Holding):
             ledger, reservations, index=self.index, expiry=self.expiry, clock=clock,
             settings=settings,
         )  # fmt: skip
+        self.orders = OrderBook(ledger, reservations, clock)
         self._redriver = Redriver(ledger, index=self.index, clock=clock)
 
     # -- producers and operators -------------------------------------------------------------
@@ -105,13 +108,17 @@ class JobQueue(Holding):
     ) -> Job:
         """Cancel a queued job, or ask a running one's worker to stop; again gives the same job."""
         with self.ledger.write() as conn:
+            holder = orders.bump(conn, job_id)
             job = jobs.get(conn, job_id, lock=True)
             if job is None:
                 raise JobNotFound
             job = transitions.request_cancel(
                 conn, job, reason=reason, requested_by=requested_by, now=self.clock.now()
             )
+            standing = None if holder is None else orders.read(conn, holder)
         self.index.put([job])
+        if standing is not None:
+            self.orders.tell(standing)
         return job
 
     def redrive(self, asked: Redrive) -> Redriven:
@@ -146,12 +153,13 @@ class JobQueue(Holding):
         """List the known queues a claim may see."""
         return self._claims.queues_of(eligible)
 
-    def seen(self, worker_id: str) -> None:
-        """Mark a worker seen now."""
+    def seen(self, worker_id: str) -> Told | None:
+        """Mark a worker seen now; returns how its orders stand, when that can be known."""
         try:
-            self.reservations.mark_seen(worker_id, to_ms(self.clock.now()))
+            return self.reservations.mark_seen(worker_id, to_ms(self.clock.now()))
         except ReservationsUnavailable as error:
             log.debug("not marked seen: %s", error, extra={"worker": worker_id})
+            return None
 
     def hello(self, worker_id: str, info: Mapping[str, Json]) -> None:
         """Record what a worker says of itself; the last word counts."""

@@ -59,6 +59,10 @@ class Job:
     updated_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
+    #: what the last holder left to the next when it gave the job back
+    checkpoint: Json = None
+    #: how far its holder says it is; known to the reservations alone
+    progress: Mapping[str, Json] | None = None
 
     @property
     def member(self) -> str:
@@ -183,6 +187,20 @@ class Heartbeat:
     expires_in_s: float
     #: whether the worker shall finish what runs and claim no more
     drain: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Orders:
+    """What a worker shall do as it stands; ``cursor`` grows with every change."""
+
+    worker_id: str
+    cursor: int = 0
+    #: finish what runs and claim no more
+    drain: bool = False
+    #: how many jobs at once; None leaves it to the worker's owner
+    concurrency: int | None = None
+    #: jobs it holds that shall be stopped
+    cancels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,6 +14,7 @@ from broker.errors import DrawbridgeError
 from edge_api import (
     artifacts,
     auth,
+    control,
     dead_letters,
     errors,
     events,
@@ -37,6 +38,7 @@ BLUEPRINTS = (
     dead_letters.blp,
     workers.blp,
     fleet.blp,
+    control.blp,
     ops.blp,
 )
 

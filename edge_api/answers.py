@@ -34,6 +34,13 @@ class ArtifactsPath(fields.String):
         return f"jobs/{value}/artifacts"
 
 
+class ProgressSchema(Answer):
+    """How far a job is."""
+
+    percent = fields.Float(allow_none=True)
+    message = fields.String(allow_none=True)
+
+
 class JobSchema(Answer):
     """A job."""
 
@@ -66,6 +73,13 @@ class JobSchema(Answer):
     fence = fields.Integer()
     result = fields.Raw(allow_none=True)
     error_type = fields.String(allow_none=True)
+    checkpoint = fields.Raw(
+        allow_none=True,
+        metadata={"description": "what the last holder left; for the next holder, at its claim"},
+    )
+    progress = fields.Nested(
+        ProgressSchema, allow_none=True, metadata={"description": "by its holder's last heartbeat"}
+    )
 
 
 class JobPageSchema(Answer):
@@ -80,6 +94,7 @@ class ClaimSchema(Answer):
 
     job = fields.Nested(JobSchema, allow_none=True)
     jobs = fields.List(fields.Nested(JobSchema))
+    drain = fields.Boolean(metadata={"description": "nothing is granted before it resumes"})
 
 
 class CompletedSchema(JobSchema):

@@ -31,6 +31,7 @@ from edge_api.fields import (
     Words,
     artifact_name,
     camel,
+    json_size,
     repository,
 )
 
@@ -38,6 +39,7 @@ KIB: Final = 1024
 SEQ_MAX: Final = 2**53 - 1
 WAIT_MAX_S: Final = 50
 LEASE_MAX_S: Final = 3600
+CHECKPOINT_MAX: Final = 64 * KIB
 LEVELS: Final = ("info", "warn", "error")
 
 
@@ -166,10 +168,18 @@ class ClaimHeaders(Args):
     idempotency_key = Word(data_key="Idempotency-Key", load_default=None)
 
 
+class ProgressArgs(Args):
+    """How far the work is, by its holder's word."""
+
+    percent = Seconds(allow_none=True, load_default=None, validate=validate.Range(0, 100))
+    message = fields.String(allow_none=True, load_default=None, validate=validate.Length(max=1000))
+
+
 class HeartbeatArgs(HolderArgs):
-    """How long the lease shall last from now."""
+    """How long the lease shall last from now, and how far the work is."""
 
     lease_seconds = Int(required=True, validate=validate.Range(1, LEASE_MAX_S))
+    progress = fields.Nested(ProgressArgs, allow_none=True, load_default=None)
 
 
 class CompleteArgs(HolderArgs):
@@ -225,9 +235,16 @@ class FailArgs(HolderArgs):
 
 
 class ReleaseArgs(HolderArgs):
-    """Why the job is given back."""
+    """Why the job is given back, and what the next holder shall know."""
 
     reason = fields.String(allow_none=True, load_default=None, validate=validate.Length(max=1000))
+    checkpoint = fields.Raw(allow_none=True, load_default=None)
+
+    @ma.validates("checkpoint")
+    def is_small(self, value: Any, **_kwargs: Any) -> None:
+        """Refuse what is too large to be handed on."""
+        if json_size(value) > CHECKPOINT_MAX:
+            raise ma.ValidationError(f"Larger than {CHECKPOINT_MAX} bytes.")
 
 
 class CancelAckArgs(HolderArgs):

@@ -40,5 +40,5 @@ def own(job: Job, holder: Holder) -> Job:
 
 
 def shown(job: Job) -> Job:
-    """Return a job as users may see it: the lease id is its holder's alone."""
-    return replace(job, lease_id=None)
+    """Return a job as users may see it: lease id and checkpoint are its holder's alone."""
+    return replace(job, lease_id=None, checkpoint=None)

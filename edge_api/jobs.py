@@ -8,6 +8,7 @@ from uuid import uuid4
 from flask.views import MethodView
 
 from broker.errors import InvalidPayload, JobNotFound
+from broker.progress import with_progress
 from broker.records import Job, NewJob
 from edge_api.answers import AttemptsSchema, JobPageSchema, JobSchema
 from edge_api.arguments import CancelArgs, CreateJobArgs, ListJobsArgs
@@ -58,6 +59,7 @@ class Jobs(MethodView):
     def get(self, args: dict[str, Any]) -> dict[str, Any]:
         """List jobs, newest first."""
         jobs, cursor = current_services().queue.catalog.page(**args)
+        jobs = with_progress(current_services().queue.reservations, jobs)
         return {"items": [shown(job) for job in jobs], "next_cursor": cursor}
 
 
@@ -69,7 +71,8 @@ class OneJob(MethodView):
     @blp.response(200, JobSchema)
     def get(self, job_id: str) -> Job:
         """Look at a job; a worker sees what it holds and nothing else."""
-        job = current_services().queue.catalog.get(job_id_of(job_id))
+        queue = current_services().queue
+        [job] = with_progress(queue.reservations, [queue.catalog.get(job_id_of(job_id))])
         caller = principal()
         if caller.kind is not Kind.WORKER:
             return shown(job)

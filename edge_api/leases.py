@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -71,10 +71,15 @@ class Beat(MethodView):
     @blp.arguments(HeartbeatArgs)
     @blp.response(200, HeartbeatSchema)
     def post(self, args: dict[str, Any], job_id: str) -> Heartbeat:
-        """Extend a lease, and hear of a cancel."""
-        return current_services().queue.heartbeat(
-            job_id_of(job_id), holder_of(args), lease_seconds=args["lease_seconds"]
+        """Extend a lease, tell how far the work is, and hear of a cancel and of draining."""
+        services = current_services()
+        beat = services.queue.heartbeat(
+            job_id_of(job_id),
+            holder_of(args),
+            lease_seconds=args["lease_seconds"],
+            progress=args["progress"],
         )
+        return replace(beat, drain=services.presence.drains(principal().worker))
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,8 +181,10 @@ class Release(MethodView):
     def post(self, args: dict[str, Any], job_id: str) -> Job:
         """Give a job back, for somebody else to run."""
         holder = holder_of(args)
-        queue = current_services().queue
-        return own(queue.release(job_id_of(job_id), holder, reason=args["reason"]), holder)
+        job = current_services().queue.release(
+            job_id_of(job_id), holder, reason=args["reason"], checkpoint=args["checkpoint"]
+        )
+        return own(job, holder)
 
 
 @blp.route("/<string:job_id>/cancel/ack", endpoint="cancel_ack")
@@ -233,7 +240,8 @@ def _claimed(claim: ClaimRequest | None) -> dict[str, Any] | None:
 
 
 def _granted(jobs: list[Job]) -> dict[str, Any]:
-    return {"job": jobs[0] if jobs else None, "jobs": jobs}
+    drain = current_services().presence.drains(principal().worker)
+    return {"job": jobs[0] if jobs else None, "jobs": jobs, "drain": drain}
 
 
 def _completion(end: Completion, holder: Holder, outcome: Job | DrawbridgeError) -> dict[str, Any]:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Self, cast
 
-from cachetools import TTLCache
 from flask import current_app
 
 from broker.clock import Clock
@@ -16,30 +13,11 @@ from broker.ledger.credentials import Credentials
 from broker.ledger.engine import Ledger
 from broker.queue import JobQueue
 from broker.reservations.store import Reservations
+from edge_api.presence import Presence
 from edge_api.settings import EdgeSettings
 from edge_api.waiting import Waiting
 
 EXTENSION: Final = "drawbridge"
-#: a worker seen is not marked again within this
-SEEN_EVERY_S: Final = 1.0
-
-
-class Presence:
-    """Marks workers as seen, sparing Redis the calls that would tell it nothing new."""
-
-    def __init__(self, mark: Callable[[str], None]) -> None:
-        """Mark a worker by ``mark``, which never raises."""
-        self._mark = mark
-        self._marked: TTLCache[str, bool] = TTLCache(maxsize=10_000, ttl=SEEN_EVERY_S)
-        self._lock = threading.Lock()
-
-    def seen(self, worker_id: str) -> None:
-        """Take note that a worker calls or waits."""
-        with self._lock:
-            if worker_id in self._marked:
-                return
-            self._marked[worker_id] = True
-        self._mark(worker_id)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +55,8 @@ class Services:
                 wakes=reservations.wakes,
                 lane=reservations.lane,
                 seen=presence.seen,
+                learn=presence.renew,
+                drains=presence.drains,
                 capacity=settings.waits_max,
             ),
         )

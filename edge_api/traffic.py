@@ -17,6 +17,7 @@ from typing import Any, Final
 from flask import Response, g, request
 
 from edge_api import figures
+from edge_api.services import current_services
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +29,8 @@ HEADERS: Final = MappingProxyType(
         "X-Content-Type-Options": "nosniff",
     }
 )
+#: how far a worker's orders have got: when it knows less, it has some to read
+CURSOR: Final = "Bridge-Control-Cursor"
 REQUEST_ID: Final = "X-Request-Id"
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _JOB_ID: Final = re.compile(r"[0-9a-f-]{36}")
@@ -55,6 +58,10 @@ def finish(response: Response) -> Response:
         status=response.status_code,
         seconds=seconds,
     )
+    if caller is not None and caller.worker_id is not None:
+        told = current_services().presence.told(caller.worker_id)
+        if told is not None:
+            response.headers[CURSOR] = str(told.cursor)
     logger.info(
         "%s %s",
         request.method,

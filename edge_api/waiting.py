@@ -13,6 +13,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Final, Protocol, TypeVar
@@ -23,6 +24,7 @@ from broker.errors import Unavailable
 from broker.policy import Eligibility, Lane
 from broker.records import ClaimRequest, Job
 from edge_api import figures
+from edge_api.order_waits import OrderWaits
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +77,7 @@ class _Waiter:
     eligible: Eligibility
     event: threading.Event = field(default_factory=threading.Event)
     wake: Wake | None = None
-    #: its worker said goodbye; there is nobody to answer
+    #: its worker said goodbye and there is nobody to answer, or it has orders to read first
     ended: bool = False
 
 
@@ -86,18 +88,26 @@ class Waiting:
         self,
         queue: Claims,
         *,
-        wakes: Callable[[], Iterator[tuple[str, str, int] | None]],
+        wakes: Callable[[], Iterator[tuple[str, str, int] | str | None]],
         lane: Callable[[str, str], Lane | None],
-        seen: Callable[[str], None],
+        seen: Callable[[str], object],
         capacity: int,
+        learn: Callable[[str], object] = lambda _worker: None,
+        drains: Callable[[str], bool] = lambda _worker: False,
         look_every_s: float = LOOK_EVERY_S,
     ) -> None:
-        """Wait for ``queue``; ``wakes`` yields (queue, lane key, n), and None now and then."""
+        """Wait for ``queue``; ``wakes`` yields (queue, lane key, n), and None now and then.
+
+        A worker's id among the wake-ups says that it has new orders to ``learn`` of; who
+        ``drains`` gets no job.
+        """
         self._queue = queue
         self._wakes = wakes
         self._lane = lane
         self._seen = seen
         self._capacity = capacity
+        self._learn = learn
+        self._drains = drains
         self._look_every_s = look_every_s
         self._lock = threading.Lock()
         self._tickets = count()
@@ -108,6 +118,7 @@ class Waiting:
         self._gone: TTLCache[tuple[str, str], bool] = TTLCache(10_000, ttl=GONE_S)
         self._stopped = threading.Event()
         self._tries = threading.BoundedSemaphore(TRIES)
+        self.orders = OrderWaits(self._place, stopped=self._stopped, seen=seen)
         self._listener: threading.Thread | None = None
 
     def __len__(self) -> int:
@@ -119,6 +130,7 @@ class Waiting:
         self._stopped.set()
         for waiter in list(self._waiters.values()):
             waiter.event.set()
+        self.orders.wake_all()
 
     def join(self) -> None:
         """Stop, and see the listener out."""
@@ -182,6 +194,8 @@ class Waiting:
             self._leave(ticket, waiter)
 
     def _try(self, request: ClaimRequest) -> list[Job]:
+        if self._drains(request.worker_id):
+            return []
         with self._tries:
             return self._queue.claim(request)
 
@@ -194,31 +208,38 @@ class Waiting:
         until = time.monotonic() + wait_s
         if (found := look()) or wait_s <= 0:
             return found
-        with self._lock:
-            if len(self) >= self._capacity:
-                raise Crowded
-            self._pollers += 1
-            figures.WAITING.inc()
-        try:
+        with self._place():
             while not found and (left := until - time.monotonic()) > 0:
                 if self._stopped.wait(min(left, POLL_EVERY_S)):
                     break
                 found = look()
             return found
+
+    @contextmanager
+    def _place(self) -> Iterator[None]:
+        """Take a place among those who wait."""
+        with self._lock:
+            self._may_wait()
+            self._pollers += 1
+            figures.WAITING.inc()
+        try:
+            yield
         finally:
             with self._lock:
                 self._pollers -= 1
                 figures.WAITING.dec()
 
+    def _may_wait(self) -> None:
+        """Refuse whoever finds no place, and see that somebody listens; the lock is held."""
+        if len(self) >= self._capacity:
+            raise Crowded
+        if self._listener is None and not self._stopped.is_set():
+            self._listener = threading.Thread(target=self._listen, name="edge-wakes", daemon=True)
+            self._listener.start()
+
     def _park(self, waiter: _Waiter) -> int:
         with self._lock:
-            if len(self) >= self._capacity:
-                raise Crowded
-            if self._listener is None and not self._stopped.is_set():
-                self._listener = threading.Thread(
-                    target=self._listen, name="edge-wakes", daemon=True
-                )
-                self._listener.start()
+            self._may_wait()
             ticket = next(self._tickets)
             self._waiters[ticket] = waiter
             figures.WAITING.inc()
@@ -269,11 +290,23 @@ class Waiting:
                 return
             if ticket <= behind or waiter.wake is not None:
                 continue
+            if self._drains(waiter.request.worker_id):
+                continue
             if wake.lane is None or waiter.eligible.allows(wake.lane):
                 waiter.wake = wake
                 waiter.event.set()
                 figures.WOKEN.inc()
                 n -= 1
+
+    def _order(self, worker_id: str) -> None:
+        """Wake all calls of a worker: a claim ends with nothing, so that the orders are read."""
+        self._learn(worker_id)
+        self.orders.wake(worker_id)
+        with self._lock:
+            for waiter in self._waiters.values():
+                if waiter.request.worker_id == worker_id:
+                    waiter.ended = True
+                    waiter.event.set()
 
     def _listen(self) -> None:
         while not self._stopped.is_set():
@@ -281,7 +314,9 @@ class Waiting:
                 for message in self._wakes():
                     if self._stopped.is_set():
                         return
-                    if message is not None:
+                    if isinstance(message, str):
+                        self._order(message)
+                    elif message is not None:
                         figures.WAKES.inc()
                         queue, key, n = message
                         wake = Wake(self._lane(queue, key))

@@ -34,10 +34,13 @@ FEATURES: Final = (
     "claim-next",
     "claim-wait",
     "complete-batch",
+    "control",
     "event-batch",
     "event-wait",
     "lease-id",
+    "progress",
     "release",
+    "release-checkpoint",
     "result",
 )
 #: heartbeats to a lease

@@ -26,6 +26,7 @@ from broker.client.shapes import (
     Job,
     RedriveItem,
     RemoteWorker,
+    Standing,
     given,
 )
 
@@ -148,6 +149,11 @@ class Client:
     def workers(self, *, limit: int = 200) -> list[RemoteWorker]:
         """List workers, last seen first; needs an operator's token."""
         return list(self._json("GET", "/workers", params={"limit": limit})["items"])
+
+    def steer(self, worker_id: str, order: str, **body: Any) -> Standing:
+        """Give a worker an order: drain, resume, or concurrency; needs an operator's token."""
+        path = f"/workers/{_part(worker_id)}/{order}"
+        return cast(Standing, self._json("POST", path, body=body))
 
     def events(
         self, job_id: str, *, after: int = 0, wait_s: int = 0, limit: int = 200

@@ -38,6 +38,17 @@ class Job(TypedDict):
     artifactsPath: str
     fence: int
     leaseId: str | None
+    checkpoint: Any
+    progress: dict[str, Any] | None
+
+
+class Standing(TypedDict):
+    """What a worker is told to do: claim nothing more while ``drain``, so many jobs at once."""
+
+    workerId: str
+    drain: bool
+    concurrency: int | None
+    cursor: int
 
 
 class Event(TypedDict):

@@ -1,4 +1,4 @@
-"""The command ``drawbridge workers list``: the fleet for people and scripts, through an edge."""
+"""The command ``drawbridge workers``: the fleet for people and scripts, through an edge."""
 
 from __future__ import annotations
 
@@ -12,9 +12,12 @@ from rich.table import Table
 from rich.text import Text
 
 from broker.client import Client
-from broker.client.shapes import RemoteWorker
+from broker.client.shapes import RemoteWorker, Standing
 from broker.commands.jobs_shown import plain
 from broker.settings import EdgeAccess
+
+#: URL and token file as the command line gave them
+Access = tuple[str | None, Path | None]
 
 
 @click.group()
@@ -27,7 +30,7 @@ from broker.settings import EdgeAccess
 )
 @click.pass_context
 def workers(context: click.Context, *, edge_url: str | None, token_file: Path | None) -> None:
-    """Look at the remote workers through an edge."""
+    """Look at the remote workers through an edge, and steer them."""
     context.obj = (edge_url, token_file)
 
 
@@ -35,17 +38,57 @@ def workers(context: click.Context, *, edge_url: str | None, token_file: Path | 
 @click.option("--limit", type=click.IntRange(1, 500), default=200, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Say it for a script.")
 @click.pass_obj
-def show(access: tuple[str | None, Path | None], *, limit: int, as_json: bool) -> None:
+def show(access: Access, *, limit: int, as_json: bool) -> None:
     """List workers, last seen first; with --json one object a line."""
-    edge_url, token_file = access
-    told = EdgeAccess.from_env(url=edge_url, token_file=token_file)
-    with Client(told.url, told.token) as client:
+    with _client(access) as client:
         found = client.workers(limit=limit)
     if as_json:
         for one in found:
             click.echo(json.dumps(one))
     else:
         Console().print(_listing(found))
+
+
+@workers.command()
+@click.argument("name")
+@click.pass_obj
+def drain(access: Access, *, name: str) -> None:
+    """Let a worker finish what it runs and claim no more; a repeat changes nothing."""
+    with _client(access) as client:
+        _say(client.steer(name, "drain"))
+
+
+@workers.command()
+@click.argument("name")
+@click.pass_obj
+def resume(access: Access, *, name: str) -> None:
+    """Let a drained worker claim again; a repeat changes nothing."""
+    with _client(access) as client:
+        _say(client.steer(name, "resume"))
+
+
+@workers.command()
+@click.argument("name")
+@click.argument("slots", type=click.IntRange(0, 10_000), required=False)
+@click.pass_obj
+def concurrency(access: Access, *, name: str, slots: int | None) -> None:
+    """Say how many jobs a worker runs at once, up to what its owner allows; without: that."""
+    with _client(access) as client:
+        _say(client.steer(name, "concurrency", concurrency=slots))
+
+
+def _client(access: Access) -> Client:
+    edge_url, token_file = access
+    told = EdgeAccess.from_env(url=edge_url, token_file=token_file)
+    return Client(told.url, told.token)
+
+
+def _say(standing: Standing) -> None:
+    slots = standing["concurrency"]
+    click.echo(
+        f"{plain(standing['workerId'])}  {'drains' if standing['drain'] else 'claims'}  "
+        f"{'slots as its owner says' if slots is None else f'slots at most {slots}'}"
+    )
 
 
 def _listing(found: Sequence[RemoteWorker]) -> RenderableType:

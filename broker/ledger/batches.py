@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
@@ -16,7 +16,6 @@ from broker.states import Status, Trigger, target
 
 _JOBS: Final = jobs.jobs
 _ATTEMPTS: Final = attempts.attempts
-_COLUMNS: Final = tuple(_JOBS.c[field.name] for field in fields(Job))
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +30,9 @@ class Ending:
 
 def lock(conn: sa.Connection, ids: Sequence[str]) -> dict[str, Job]:
     """Read some jobs, holding their rows; all who lock several take them in this order."""
-    query = sa.select(*_COLUMNS).where(_JOBS.c.id.in_(ids)).order_by(_JOBS.c.id).with_for_update()
+    query = (
+        sa.select(*jobs.COLUMNS).where(_JOBS.c.id.in_(ids)).order_by(_JOBS.c.id).with_for_update()
+    )
     return {row.id: jobs.to_job(row) for row in conn.execute(query)}
 
 
@@ -82,7 +83,7 @@ def _update(endings: Sequence[Ending], now: datetime) -> Any:
                 )
             ),
         )
-        .returning(*_COLUMNS, _JOBS.c.event_seq, _JOBS.c.canvas)
+        .returning(*jobs.COLUMNS, _JOBS.c.event_seq, _JOBS.c.canvas)
     )  # fmt: skip
 
 

@@ -192,7 +192,7 @@ def _row(one: _Fresh) -> dict[str, Any]:
 
 
 def _job(row: Mapping[str, Any]) -> Job:
-    return Job(**{name: row[name] for name in Job.__dataclass_fields__})
+    return Job(**{name: row[name] for name in Job.__dataclass_fields__ if name in row})
 
 
 def _tell_conflict(

@@ -17,7 +17,7 @@ jobs: Final[sa.Table] = JobRow.__table__  # type: ignore[assignment]
 numbering: Final[sa.Table] = BridgeStateRow.__table__  # type: ignore[assignment]
 
 #: of a job, in the order in which ``to_job`` reads them
-COLUMNS: Final = tuple(jobs.c[field.name] for field in fields(Job))
+COLUMNS: Final = tuple(jobs.c[field.name] for field in fields(Job) if field.name in jobs.c)
 TICK: Final = timedelta(microseconds=1)
 #: ids in one IN (…): SQLite takes 32,766 parameters, planners prefer far fewer
 CHUNK: Final = 500

@@ -163,6 +163,8 @@ class JobRow(Base):
     updated_at: Mapped[datetime]
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
+    #: what its last holder left to the next when it gave the job back
+    checkpoint: Mapped[Any | None] = mapped_column(JsonText)
 
 
 class AttemptRow(Base):
@@ -261,6 +263,12 @@ class WorkerRow(Base):
     #: what the last hello said: instance, version, types, capabilities, concurrency
     hello: Mapped[Any | None] = mapped_column(JsonText)
     hello_at: Mapped[datetime | None]
+    #: counts what it was ever ordered
+    orders_seq: Mapped[int] = mapped_column(default=0, server_default=sa.text("0"))
+    #: since when it shall claim no more
+    draining_at: Mapped[datetime | None]
+    #: slots it shall have; None leaves it to its owner
+    concurrency: Mapped[int | None] = mapped_column(sa.Integer)
 
 
 class OutboxRow(Base):

@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 import sqlalchemy as sa
 
 from broker.effects import Row
-from broker.ledger.jobs import CHUNK, jobs, to_job
+from broker.ledger.jobs import CHUNK, COLUMNS, jobs, to_job
 from broker.ledger.models import OutboxRow
 from broker.records import Effect, Job
 
@@ -130,11 +130,10 @@ def context(
     conn: sa.Connection, job_ids: Sequence[str]
 ) -> dict[str, tuple[Job, dict[str, Any] | None]]:
     """Read the jobs that effects speak of, each with its Celery message."""
-    columns = [jobs.c[field.name] for field in fields(Job)]
     found: dict[str, tuple[Job, dict[str, Any] | None]] = {}
     for at in range(0, len(job_ids), CHUNK):
         part = job_ids[at : at + CHUNK]
-        query = sa.select(*columns, jobs.c.envelope).where(jobs.c.id.in_(part))
+        query = sa.select(*COLUMNS, jobs.c.envelope).where(jobs.c.id.in_(part))
         found |= {row.id: (to_job(row), row.envelope) for row in conn.execute(query)}
     return found
 

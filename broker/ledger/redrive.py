@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields
 from datetime import datetime
 from typing import Any, Final, NamedTuple
 
@@ -16,7 +15,6 @@ from broker.records import Job, RedriveFilter
 from broker.states import Trigger, sources, target
 
 _TABLE: Final = jobs.jobs
-_COLUMNS: Final = tuple(_TABLE.c[field.name] for field in fields(Job))
 
 
 class Dead(NamedTuple):
@@ -45,7 +43,7 @@ def matching(conn: sa.Connection, wanted: RedriveFilter, *, now: datetime, limit
 
 def read(conn: sa.Connection, ids: Sequence[str], *, lock: bool) -> dict[str, Dead]:
     """Read jobs by id, with ``lock`` holding their rows, taken in the order all take them."""
-    query = sa.select(*_COLUMNS, _TABLE.c.canvas).where(_TABLE.c.id.in_(ids))
+    query = sa.select(*jobs.COLUMNS, _TABLE.c.canvas).where(_TABLE.c.id.in_(ids))
     query = query.order_by(_TABLE.c.id)
     if lock:
         query = query.with_for_update()
@@ -71,7 +69,7 @@ def redrive(
         to: dict[str, Any] = {
             "status": target(job.status, Trigger.REDRIVE), "run": job.run + 1, "attempt": 1,
             "claimed_by": None, "reason": None, "finished_at": None, "next_attempt_at": due,
-            "canvas": _left(canvas),
+            "canvas": _left(canvas), "checkpoint": None,
         }  # fmt: skip
         if requested_by is not None:
             to["requested_by"] = requested_by

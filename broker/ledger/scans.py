@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 
 import sqlalchemy as sa
 
-from broker.ledger.jobs import by_ids, jobs, to_job
+from broker.ledger.jobs import COLUMNS, by_ids, jobs, to_job
 from broker.records import Job
 from broker.states import LIVE, Status
 
@@ -102,8 +102,7 @@ def _jobs(
     *,
     lock: bool,
 ) -> list[Job]:
-    columns = [jobs.c[name] for name in Job.__dataclass_fields__]
-    query = sa.select(*columns).where(*where).order_by(order).limit(limit)
+    query = sa.select(*COLUMNS).where(*where).order_by(order).limit(limit)
     if lock:
         # whoever never waits for a row can be part of no deadlock
         query = query.with_for_update(skip_locked=True)

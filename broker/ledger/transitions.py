@@ -97,14 +97,19 @@ def release(
     *,
     outcome: str,
     reason: str | None = None,
+    checkpoint: Any = None,
     digest: str | None = None,
     now: datetime,
 ) -> Job:
-    """Give a job back; costs no attempt. ``outcome`` is released or undelivered."""
+    """Give a job back; costs no attempt. ``outcome`` is released or undelivered.
+
+    A ``checkpoint`` reaches the next holder; without one, the last one does.
+    """
     now = not_before(job, now)
     if job.cancel_requested_at is not None:
         return cancel(conn, job, now=now, digest=digest)
-    moved = _move(conn, job, Trigger.RELEASE, now, digest=digest, claimed_by=None)
+    left = {} if checkpoint is None else {"checkpoint": checkpoint}
+    moved = _move(conn, job, Trigger.RELEASE, now, digest=digest, claimed_by=None, **left)
     _end(conn, moved, outcome, now, reason)
     payload = {"outcome": outcome, "reason": reason, "workerId": job.claimed_by}
     return _tell(conn, moved, "Job released", payload, [], now)

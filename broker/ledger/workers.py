@@ -17,30 +17,34 @@ from broker.states import Status
 workers: Final[sa.Table] = WorkerRow.__table__  # type: ignore[assignment]
 
 
-def lock_worker(conn: sa.Connection, worker_id: str, now: datetime) -> None:
-    """Hold a worker's row to the end of the transaction, so that its claims count one by one."""
+def lock_worker(conn: sa.Connection, worker_id: str, now: datetime) -> bool:
+    """Hold a worker's row to the end of the transaction, so that its claims count one by one.
+
+    False when it was told to drain: it is to be granted nothing.
+    """
     row = {"worker_id": worker_id, "grants": 1, "first_seen_at": now}
-    conn.execute(_lock_worker(conn.dialect.name), row)
+    return conn.scalar(_lock_worker(conn.dialect.name), row) is None
 
 
 @cache
 def _lock_worker(dialect: str) -> Any:
-    return _upsert(dialect, workers).on_conflict_do_update(
+    statement = upsert(dialect, workers).on_conflict_do_update(
         index_elements=[workers.c.worker_id], set_={"grants": workers.c.grants + 1}
     )
+    return statement.returning(workers.c.draining_at)
 
 
 def say_hello(conn: sa.Connection, worker_id: str, info: Mapping[str, Any], now: datetime) -> None:
     """Record what a worker says of itself."""
     said = {"hello": dict(info), "hello_at": now}
-    upsert = _upsert(conn.dialect.name, workers).values(
+    statement = upsert(conn.dialect.name, workers).values(
         worker_id=worker_id, grants=0, first_seen_at=now, **said
     )
-    conn.execute(upsert.on_conflict_do_update(index_elements=[workers.c.worker_id], set_=said))
+    conn.execute(statement.on_conflict_do_update(index_elements=[workers.c.worker_id], set_=said))
 
 
-def _upsert(dialect: str, table: sa.Table) -> Any:
-    # both dialects have ON CONFLICT, each under its own insert()
+def upsert(dialect: str, table: sa.Table) -> Any:
+    """Begin an INSERT that may meet what is there; each dialect has it under its own insert()."""
     return (postgresql if dialect == "postgresql" else sqlite).insert(table)
 
 

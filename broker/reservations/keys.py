@@ -14,11 +14,13 @@ All keys of a queue share the hash tag ``{db:<queue>}``; under ``g<n>:`` lies on
 ``reserved``      zset    job id by the moment its lease ends
 ``mark``          string  up to when the ledger's changes are in, epoch ms ``:`` run of the server
 ``job:<id>``      hash    ver lane member rank, and of a held job lease worker lease_ms json cancel
+                          progress (``<lease> <json>``)
 ================  ======  =====================================================================
 
 Global ones: ``{db:}:seen`` zset, worker id by when it was last seen; ``{db:}:revoked`` set, ids of
-revoked credentials; ``{db:}:owner:<what>`` string, which process owns a duty; ``{db:}:beat``
-string, when beat last nudged a bridge.
+revoked credentials; ``{db:}:orders`` zset, worker id by twice the cursor of its orders, plus one
+while it drains; ``{db:}:ordered`` channel, id of a worker that has new ones; ``{db:}:owner:<what>``
+string, which process owns a duty; ``{db:}:beat`` string, when beat last nudged a bridge.
 """
 
 from __future__ import annotations
@@ -29,6 +31,9 @@ from typing import Final
 
 SEEN: Final = "{db:}:seen"
 REVOKED: Final = "{db:}:revoked"
+ORDERS: Final = "{db:}:orders"
+#: channel on which workers with new orders are named
+ORDERED: Final = "{db:}:ordered"
 BEAT: Final = "{db:}:beat"
 #: pattern of all wake-up channels
 WAKE_PATTERN: Final = "{db:*}:wake"

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Final, Self
 
 import redis
@@ -13,11 +14,19 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from broker.errors import ConfigurationError, ReservationsUnavailable
-from broker.reservations.keys import REVOKED, SEEN, WAKE_PATTERN
+from broker.reservations.keys import ORDERED, ORDERS, REVOKED, SEEN, WAKE_PATTERN
 from broker.reservations.scripts import Scripts
 
 #: after a call that timed out, others fail at once for as long
 BREAK_S: Final = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """How a worker's orders stand: their cursor, and whether it drains."""
+
+    cursor: int = 0
+    drain: bool = False
 
 
 class Server:
@@ -80,10 +89,23 @@ class Server:
             answer: Any = self.client.time()
         return int(answer[0]) * 1000 + int(answer[1]) / 1000
 
-    def mark_seen(self, worker_id: str, now_ms: int) -> None:
-        """Remember when a worker was last seen."""
+    def mark_seen(self, worker_id: str, now_ms: int) -> Told:
+        """Remember when a worker was last seen; returns how its orders stand."""
         with self._guard():
-            self.client.zadd(SEEN, {worker_id: now_ms})
+            pipe = self.client.pipeline(transaction=False)
+            pipe.zadd(SEEN, {worker_id: now_ms})
+            pipe.zscore(ORDERS, worker_id)
+            answer: Any = pipe.execute()
+        cursor, drain = divmod(int(answer[1] or 0), 2)
+        return Told(cursor, bool(drain))
+
+    def tell(self, worker_id: str, told: Told) -> None:
+        """Let every edge know how a worker's orders stand; what is older changes nothing."""
+        with self._guard():
+            pipe = self.client.pipeline(transaction=False)
+            pipe.zadd(ORDERS, {worker_id: 2 * told.cursor + told.drain}, gt=True)
+            pipe.publish(ORDERED, worker_id)
+            pipe.execute()
 
     def last_seen(self, *, limit: int) -> dict[str, float]:
         """Read when workers were last seen, epoch ms, the latest first."""
@@ -101,8 +123,10 @@ class Server:
         with self._guard():
             return bool(self.client.sismember(REVOKED, credential_id))
 
-    def wakes(self, *, timeout_s: float = 1.0) -> Iterator[tuple[str, str, int] | None]:
-        """Yield wake-ups (queue, lane, n) for ever, and None when nothing came for a while.
+    def wakes(self, *, timeout_s: float = 1.0) -> Iterator[tuple[str, str, int] | str | None]:
+        """Yield wake-ups for ever, and None when nothing came for a while.
+
+        (queue, lane, n) when there are jobs, a worker's id when it has new orders.
 
         Ends by ``ReservationsUnavailable``; pub/sub may drop messages, so waiters look by
         themselves now and then.
@@ -112,10 +136,14 @@ class Server:
                 ignore_subscribe_messages=True
             )
             pubsub.psubscribe(WAKE_PATTERN)
+            pubsub.subscribe(ORDERED)
         try:
             while True:
                 with self._guard():
                     message: Any = pubsub.get_message(timeout=timeout_s)
+                if message is not None and message["type"] == "message":
+                    yield str(message["data"])
+                    continue
                 if message is None or message["type"] != "pmessage":
                     yield None
                     continue

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -216,11 +216,31 @@ class Reservations(Generations):
         lease_id: str | None,
         worker_id: str,
         lease_ms: int | None,
+        progress: str = "",
     ) -> Renewed | None:
-        """Extend a lease, or with ``lease_ms=None`` take its grant up; None: ask the ledger."""
-        args = [job_id, lease_id or "", worker_id, "" if lease_ms is None else lease_ms]
+        """Extend a lease, or with ``lease_ms=None`` take its grant up; None: ask the ledger.
+
+        ``progress`` is kept beside it until the job is let go.
+        """
+        args = [job_id, lease_id or "", worker_id, "" if lease_ms is None else lease_ms, progress]
         answer = self._call("renew", queue, lambda _: args)
         return None if answer is None else Renewed(int(float(answer[0])), answer[1], answer[2])
+
+    def progress(self, queue: str, held: Mapping[str, str]) -> dict[str, str]:
+        """Read what holders said of their progress, of jobs named with their leases."""
+        known = self._get_known(queue)
+        prefix = QueueKeys(queue, known.generation).prefix
+        with self._guard():
+            pipe = self.client.pipeline(transaction=False)
+            for job_id in held:
+                pipe.hget(f"{prefix}job:{job_id}", "progress")
+            said: Any = pipe.execute()
+        found = {}
+        for (job_id, lease_id), text in zip(held.items(), said, strict=True):
+            lease, _, json = (text or "").partition(" ")
+            if json and lease == lease_id:
+                found[job_id] = json
+        return found
 
     def due(self, queue: str, *, limit: int) -> tuple[int, list[Due]]:
         """Name overdue grants and leases, with the server's clock; due.lua."""

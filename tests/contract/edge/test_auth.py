@@ -45,6 +45,10 @@ MAY = {
     ("GET", "/api/queue/workers"): {"operator"},
     ("POST", "/api/queue/workers/hello"): {"worker"},
     ("POST", "/api/queue/workers/bye"): {"worker"},
+    ("GET", "/api/queue/workers/control"): {"worker"},
+    ("POST", "/api/queue/workers/<string:worker_id>/drain"): {"operator"},
+    ("POST", "/api/queue/workers/<string:worker_id>/resume"): {"operator"},
+    ("POST", "/api/queue/workers/<string:worker_id>/concurrency"): {"operator"},
     ("GET", "/api/queue/workers/tokens"): {"operator"},
     ("POST", "/api/queue/workers/tokens"): {"operator"},
     ("POST", "/api/queue/workers/tokens/<string:token_id>/revoke"): {"operator"},
@@ -69,7 +73,7 @@ def test_no_route_takes_a_path() -> None:
 @pytest.mark.parametrize("method,rule", MAY)
 def test_every_route_by_every_kind(edge: Edge, method: str, rule: str) -> None:
     path = rule
-    for name in ("job_id", "artifact_id", "token_id"):
+    for name in ("job_id", "artifact_id", "token_id", "worker_id"):
         path = path.replace(f"<string:{name}>", NOBODY)
     callers = {
         "nobody": edge.stranger(),

@@ -37,7 +37,7 @@ def test_a_complete_brings_the_next_job(user: Caller, worker: Caller) -> None:
     assert worker.say(ids[0], "complete", **lease, result=1, claimNext=NEXT).json == answer.json
     lease = {"leaseId": granted["job"]["leaseId"]}
     last = worker.say(ids[1], "complete", **lease, claimNext=NEXT).json
-    assert last["next"] == {"job": None, "jobs": []}
+    assert last["next"] == {"job": None, "jobs": [], "drain": False}
     assert user.get(f"/jobs/{ids[1]}").json.items() <= last.items()
 
 

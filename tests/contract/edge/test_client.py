@@ -113,6 +113,7 @@ BUSY = answers("503 Busy", b'{"detail": {"code": "unavailable", "message": "x"}}
         ("RedriveItem", shapes.RedriveItem),
         ("RemoteWorker", shapes.RemoteWorker),
         ("HeldJob", shapes.HeldJob),
+        ("Standing", shapes.Standing),
     ],
 )
 def test_shapes_have_the_keys_of_the_api(name: str, shape: type):
@@ -348,3 +349,20 @@ def test_a_token_may_lie_in_a_file(url: str, token: str, tmp_path: Path):
     file.write_text(token + "\n")
     words = ["jobs", "--edge-url", url, "--token-file", str(file), "list", "--json"]
     assert CliRunner().invoke(cli.drawbridge, words).exit_code == 0
+
+
+def test_workers_are_steered_from_the_command_line(url: str, edge: Edge, token: str):
+    edge.worker("w1")
+    runner = CliRunner(env={"DRAWBRIDGE_EDGE_URL": url, "DRAWBRIDGE_EDGE_TOKEN": token})
+
+    def say(*words: str) -> Result:
+        return runner.invoke(cli.drawbridge, ["workers", *words])
+
+    for _ in range(2):
+        assert say("drain", "w1").output == "w1  drains  slots as its owner says\n"
+    assert say("concurrency", "w1", "3").output == "w1  drains  slots at most 3\n"
+    assert say("resume", "w1").output == "w1  claims  slots at most 3\n"
+    assert say("concurrency", "w1").output == "w1  claims  slots as its owner says\n"
+    nobody = say("drain", "nobody")
+    assert nobody.exit_code == 1
+    assert "no such worker" in nobody.output.lower()

@@ -20,7 +20,7 @@ def test_a_job_is_queued_with_the_defaults_of_the_contract(user: Caller) -> None
     unset = {
         "affinityKey", "claimedBy", "leaseExpiresAt", "nextAttemptAt", "resultSummary",
         "errorMessage", "startedAt", "finishedAt", "cancelRequestedAt", "cancelReason",
-        "leaseId", "result", "errorType",
+        "leaseId", "result", "errorType", "checkpoint", "progress",
     }  # fmt: skip
     assert {name for name, value in job.items() if value is None} == unset
 
@@ -167,7 +167,7 @@ def test_a_queued_job_is_cancelled_at_once(user: Caller, worker: Caller) -> None
     job = user.post(f"/jobs/{job_id}/cancel", {"reason": "no longer needed"}).json
     assert (job["status"], job["cancelReason"]) == ("cancelled", "no longer needed")
     assert user.post(f"/jobs/{job_id}/cancel").json == job
-    assert worker.claim().json == {"job": None, "jobs": []}
+    assert worker.claim().json == {"job": None, "jobs": [], "drain": False}
 
 
 def test_a_running_job_is_asked_to_stop(user: Caller, worker: Caller) -> None:

@@ -61,7 +61,7 @@ def test_a_claim_takes_several_jobs_by_priority(user: Caller, worker: Caller) ->
 
 def test_an_empty_claim_is_no_error(worker: Caller) -> None:
     answer = worker.claim()
-    assert (answer.status_code, answer.json) == (200, {"job": None, "jobs": []})
+    assert (answer.status_code, answer.json) == (200, {"job": None, "jobs": [], "drain": False})
 
 
 def test_a_repeated_claim_is_answered_alike(user: Caller, worker: Caller) -> None:

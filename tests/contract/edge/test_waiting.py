@@ -150,7 +150,7 @@ def test_no_place_to_wait_is_said_with_the_moment_to_come_back(
     refused = edge.worker("w2").claim(waitSeconds=LONG_S)
     assert (refused.status_code, refused.json["detail"]["code"]) == (503, "unavailable")
     assert 1 <= int(refused.headers["Retry-After"]) <= 5
-    assert edge.worker("w3").claim().json == {"job": None, "jobs": []}
+    assert edge.worker("w3").claim().json == {"job": None, "jobs": [], "drain": False}
     edge.user().post("/jobs", {"type": "t"})
     assert waiting.result(5) is not None
 

@@ -1,0 +1,75 @@
+"""Orders to workers: written to the ledger, then told to every edge; none is ever lost.
+
+An order is not a message but how things stand: drain or not, how many slots, which jobs to stop. A
+worker that missed some reads all of it at once, and reading it twice changes nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from broker.clock import Clock
+from broker.errors import ReservationsUnavailable, WorkerNotFound
+from broker.ledger import orders
+from broker.ledger.engine import Ledger
+from broker.records import Orders
+from broker.reservations.server import Told
+from broker.reservations.store import Reservations
+
+log = logging.getLogger(__name__)
+
+
+class OrderBook:
+    """Gives orders and reads them; threads may share it."""
+
+    def __init__(self, ledger: Ledger, reservations: Reservations, clock: Clock) -> None:
+        """Use the stores of one process."""
+        self._ledger = ledger
+        self._reservations = reservations
+        self._clock = clock
+
+    def read(self, worker_id: str, *, after: int = -1) -> Orders:
+        """Read how a worker's orders stand; a cursor beyond ``after`` means that some are new."""
+        with self._ledger.read() as conn:
+            return orders.read(conn, worker_id, after=after)
+
+    def drain(self, worker_id: str) -> Orders:
+        """Let a worker finish what it runs and claim no more; a repeat changes nothing."""
+        standing = self._known(worker_id)
+        if standing.drain:
+            return standing
+        return self._change(worker_id, draining_at=self._clock.now())
+
+    def resume(self, worker_id: str) -> Orders:
+        """Let a worker claim again; a repeat changes nothing."""
+        standing = self._known(worker_id)
+        return self._change(worker_id, draining_at=None) if standing.drain else standing
+
+    def set_concurrency(self, worker_id: str, concurrency: int | None) -> Orders:
+        """Say how many jobs a worker may run at once; None leaves it to the worker's owner."""
+        standing = self._known(worker_id)
+        if standing.concurrency == concurrency:
+            return standing
+        return self._change(worker_id, concurrency=concurrency)
+
+    def tell(self, standing: Orders) -> None:
+        """Let the edges know; best effort, for whoever missed it reads the ledger in time."""
+        told = Told(standing.cursor, standing.drain)
+        try:
+            self._reservations.tell(standing.worker_id, told)
+        except ReservationsUnavailable as error:
+            worker = standing.worker_id
+            log.warning("not told: %s", error, extra={"action": "orders", "worker": worker})
+
+    def _known(self, worker_id: str) -> Orders:
+        with self._ledger.read() as conn:
+            if not orders.is_known(conn, worker_id):
+                raise WorkerNotFound
+            return orders.read(conn, worker_id)
+
+    def _change(self, worker_id: str, **values: Any) -> Orders:
+        with self._ledger.write() as conn:
+            standing = orders.change(conn, worker_id, values, self._clock.now())
+        self.tell(standing)
+        return standing
