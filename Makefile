@@ -51,6 +51,10 @@ format: $(VENV)/.made ## Put the code in shape
 bench: $(VENV)/.made ## Measure throughput and latency beside a native Celery worker
 	@$(BIN)/python -m tests.bench $(ARGS)
 
+.PHONY: chaos
+chaos: $(VENV)/.made ## Break all that can break, and see that no promise does (ARGS="--seed 1 --seconds 60" …)
+	@$(BIN)/python -m tests.chaos $(ARGS)
+
 .PHONY: openapi
 openapi: $(VENV)/.made ## Write edge_api/openapi.json from the code
 	@$(BIN)/python -m edge_api.openapi

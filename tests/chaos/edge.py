@@ -71,7 +71,8 @@ class Edge:
             except (requests.RequestException, ValueError):
                 return None
             answer = Answer(response.status_code, found)
-            pending.told(answer.status, pick(found) if answer.ok else None)
+            when = {"retry_after": response.headers.get("Retry-After")}
+            pending.told(answer.status, pick(found) if answer.ok else when)
             return answer
 
     def close(self) -> None:

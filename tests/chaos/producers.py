@@ -56,14 +56,14 @@ class Producer:
         """Begin to send."""
         self._thread.start()
 
-    def stop(self, timeout_s: float) -> bool:
-        """Send no more."""
+    def stop(self, timeout_s: float) -> None:
+        """Send no more; may be repeated."""
         self._stopping.set()
         self._thread.join(timeout_s)
         self._app.close()
         self._redis.close()
+        assert not self._thread.is_alive()
         self._edge.close()
-        return not self._thread.is_alive()
 
     def _run(self) -> None:
         names, weights = list(KINDS), list(KINDS.values())
@@ -175,11 +175,11 @@ class Reader:
         """Begin to read."""
         self._thread.start()
 
-    def join(self, timeout_s: float) -> bool:
+    def join(self, timeout_s: float) -> None:
         """Wait for its end."""
         self._thread.join(timeout_s)
+        assert not self._thread.is_alive()
         self._edge.close()
-        return not self._thread.is_alive()
 
     def _run(self) -> None:
         while not self._mood.stopping.wait(0.15):

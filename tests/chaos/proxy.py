@@ -17,6 +17,7 @@ class Proxy:
         self._thread = threading.Thread(target=lambda: asyncio.run(self._main()), daemon=True)
         self._ready = threading.Event()
         self._flows: set[asyncio.StreamWriter] = set()
+        self._serving: set[asyncio.Task[None]] = set()
         self._refusing = False
         self._drops = 0
         #: Connections cut, and replies dropped, that were there to be.
@@ -66,9 +67,17 @@ class Proxy:
         self._ready.set()
         await self._stopped.wait()
         server.close()
-        self._cut_all()
+        self._refusing = True
+        self._going.set()
+        while self._serving:
+            self._cut_all()
+            await asyncio.wait(self._serving, timeout=0.1)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._serving.add(task)
+        task.add_done_callback(self._serving.discard)
         try:
             if self._refusing:
                 raise ConnectionRefusedError

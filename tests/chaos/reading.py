@@ -83,6 +83,11 @@ def rows(conn: sa.Connection, table: str, kind: type[T], where: str = "") -> lis
     return [kind(**{k: value_of(k, v) for k, v in row._mapping.items()}) for row in found]
 
 
+def pairs(conn: sa.Connection, query: str) -> dict[str, int]:
+    """Read names and numbers."""
+    return {str(name): int(number) for name, number in conn.execute(sa.text(query))}
+
+
 def value_of(name: str, value: Any) -> Any:
     """Read one column."""
     if name.endswith("_at"):
@@ -105,9 +110,7 @@ def facts_of(places: Places, **known: Any) -> Facts:
                 "events": rows(conn, "events", Event),
                 "effects": rows(conn, "outbox", Effect),
                 "artifacts": rows(conn, "artifacts", Artifact),
-                "generations": dict(
-                    conn.execute(sa.text("SELECT name, generation FROM queues")).tuples().all()
-                ),
+                "generations": pairs(conn, "SELECT name, generation FROM queues"),
             }
     finally:
         engine.dispose()
@@ -126,17 +129,12 @@ def sample(engine: sa.Engine, at: float) -> Sample:
     ended = " OR ".join(f"status = '{status}'" for status in sorted(TERMINAL))
     with engine.connect() as conn:
         done = rows(conn, "jobs", Job, f"WHERE {ended}")
-        fences = conn.execute(sa.text("SELECT id, fence FROM jobs")).tuples().all()
-        running = conn.execute(
-            sa.text(
-                "SELECT claimed_by, count(*) FROM jobs WHERE status = 'running' GROUP BY claimed_by"
-            )
-        ).tuples()
+        running = "SELECT claimed_by, count(*) FROM jobs WHERE status = 'running' GROUP BY 1"
         return Sample(
             at=at,
             ended={job.id: terminal_text(job) for job in done},
-            fences=dict(fences),
-            running=dict(running.all()),
+            fences=pairs(conn, "SELECT id, fence FROM jobs"),
+            running=pairs(conn, running),
         )
 
 

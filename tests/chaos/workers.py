@@ -64,11 +64,11 @@ class Worker:
         """Begin to claim."""
         self._thread.start()
 
-    def join(self, timeout_s: float) -> bool:
+    def join(self, timeout_s: float) -> None:
         """Wait for its end, after the mood has said stop."""
         self._thread.join(timeout_s)
+        assert not self._thread.is_alive()
         self._edge.close()
-        return not self._thread.is_alive()
 
     def _run(self) -> None:
         while not self._mood.stopping.is_set():
@@ -93,7 +93,8 @@ class Worker:
         # beyond its lease a key is forgotten
         answer = insist(send, self._mood.stopping, patience_s=self._lease_s / 2)
         if answer is None or not answer.ok:
-            self._mood.stopping.wait(0.2)
+            # one that was shut out goes on knocking, but not as hard
+            self._mood.stopping.wait(0.2 if answer is None else 1.0)
             return []
         if answer.body["jobs"] and self._dice.random() < 0.05:
             send()

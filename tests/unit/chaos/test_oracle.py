@@ -10,8 +10,11 @@ from typing import Any, Final
 import pytest
 
 from tests.chaos import promises
+from tests.chaos.__main__ import judge as verdict
 from tests.chaos.facts import Entry, Facts, Fault, Rebuild, Sample, Sent
+from tests.chaos.measures import describe, unexplained
 from tests.chaos.oracle import INVARIANTS, figures, judge
+from tests.chaos.report import PartReport, Violation
 from tests.unit.chaos.healthy import HEALTHY, RESULT, call, granted
 
 ROOT: Final = Path(__file__).resolve().parents[3]
@@ -228,3 +231,39 @@ def test_a_promise_log_tells_what_is_known_and_what_is_not(tmp_path: Path):
     assert (done.accepted, done.what, done.answer) == (True, {"result": 1}, {"status": "succeeded"})
     assert (failed.ambiguous, failed.accepted, failed.refused) == (True, False, False)
     assert claim.told_at is not None
+
+
+def test_a_not_now_without_a_moment_is_reported():
+    busy = call("claim", 12.0, what={"key": "k"}, status=503)
+    assert list(unexplained(HEALTHY)) == []
+    [found] = unexplained(add("calls", busy, replace(busy, answer={"retry_after": "1"}))(HEALTHY))
+    assert found.evidence == "claim: 503, and no moment"
+    [found] = unexplained(add("calls", replace(busy, status=500))(HEALTHY))
+    assert found.evidence == "claim: 500"
+
+
+def test_a_run_is_described_by_what_happened():
+    flush = Fault(kind="reservations flushed", began_at=12.55, ended_at=12.56, in_flight=True)
+    told = describe(add("faults", flush)(HEALTHY))
+    assert told["kept through a flush"] == "100.00 % of 1"
+    assert told["recovered from edge in s"] == "p50 0.00, max 0.00 of 1"
+    assert told["leases per job"] == 0.5
+    assert told["links sent more than once"] == 0
+
+
+def report(violations: tuple[Violation, ...] = (), **said: float) -> PartReport:
+    return PartReport("part", 1.0, said, violations)
+
+
+@pytest.mark.parametrize(
+    "reports, said",
+    [
+        ([report(lost=0, stale_rejected=3, faults_in_flight=1)], []),
+        ([report(lost=0), report(lost=2)], ["lost is 2, not 0"]),
+        ([report(stale_rejected=0), report(stale_rejected=1)], []),
+        ([report(faults_in_flight=0)], ["faults_in_flight is 0"]),
+        ([report((Violation("I3", "a", "two leases"),))], ["part: I3 a two leases"]),
+    ],
+)
+def test_a_run_is_judged_by_its_figures_and_violations(reports: list[PartReport], said: list[str]):
+    assert verdict(reports) == said
