@@ -1,0 +1,130 @@
+"""Six mistakes that a proof worth its name must find, each as a change of the product for a while.
+
+They are those of which each would be made by somebody in a hurry, and which a happy day hides.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
+from typing import Any, Final
+from unittest.mock import patch
+
+from broker.bridge.fetch import Drain
+from broker.bridge.inbox import Inbox
+from broker.bridge.relay import Relay
+from broker.errors import JobStateConflict, LedgerUnavailable, OwnershipMismatch
+from broker.indexing import Indexer
+from broker.ledger import outbox, transitions
+from broker.ledger.engine import Ledger
+from broker.queue import JobQueue
+from broker.records import Holder, Job
+from broker.states import Status
+
+
+@contextmanager
+def complete_without_lease_check() -> Iterator[None]:
+    """Let whoever once held a job end it."""
+
+    def check(job: Job, holder: Holder) -> None:
+        if job.status is not Status.RUNNING:
+            raise JobStateConflict
+        if job.claimed_by != holder.worker_id:
+            raise OwnershipMismatch
+
+    with patch.object(transitions, "check_holder", check):
+        yield
+
+
+@contextmanager
+def ack_before_insert() -> Iterator[None]:
+    """Forget messages before the ledger has them."""
+    ingest = Drain._ingest
+
+    def hasty(self: Drain, inbox: Inbox, raws: list[bytes]) -> None:
+        inbox.settle(len(raws))
+        with patch.object(inbox, "settle", lambda *_: True):
+            ingest(self, inbox, raws)
+
+    with patch.object(Drain, "_ingest", hasty):
+        yield
+
+
+@contextmanager
+def settle_marked_before_done() -> Iterator[None]:
+    """Mark what Celery must be told before it is told."""
+    relay = Relay._relay
+
+    def hasty(self: Relay, taken: Sequence[Any], known: dict[str, Any]) -> None:
+        self._mark(taken)
+        relay(self, taken, known)
+
+    with patch.object(Relay, "_relay", hasty):
+        yield
+
+
+@contextmanager
+def answer_before_commit() -> Iterator[None]:
+    """Say 200 to a complete and write it down a moment later."""
+    complete = JobQueue.complete
+    later: dict[int, list[Callable[[], Any]]] = {}
+
+    def hasty(self: JobQueue, job_id: str, holder: Holder, **said: Any) -> Job:
+        for write in later.pop(id(self), []):
+            write()
+        with self.ledger.read() as conn:
+            job, _ = transitions.held(conn, job_id, holder)
+        later[id(self)] = [lambda: complete(self, job_id, holder, **said)]
+        return replace(job, status=Status.SUCCEEDED)
+
+    with patch.object(JobQueue, "complete", hasty):
+        yield
+
+
+@contextmanager
+def no_reconcile_of_jobs() -> Iterator[None]:
+    """Rebuild an index that is lost, but look for no job that it lacks."""
+    with (
+        patch.object(Indexer, "_changed", lambda *_: []),
+        patch.object(Indexer, "_walked", lambda *_: []),
+    ):
+        yield
+
+
+@contextmanager
+def outbox_outside_the_transaction() -> Iterator[None]:
+    """Write what Celery must be told in a transaction of its own, after the end it tells of."""
+    insert, write = outbox.insert, Ledger.write
+    here = threading.local()
+
+    def later(_conn: Any, rows: Sequence[Any], now: Any) -> None:
+        here.rows = [*getattr(here, "rows", []), (rows, now)]
+
+    @contextmanager
+    def two(self: Ledger, **how: Any) -> Iterator[Any]:
+        here.rows = []
+        with write(self, **how) as conn:
+            yield conn
+        if here.rows:
+            self.schedule.step("ledger.write", "before", LedgerUnavailable)  # type: ignore[attr-defined]
+            with write(self, **how) as conn:
+                for rows, now in here.rows:
+                    insert(conn, rows, now)
+
+    with patch.object(outbox, "insert", later), patch.object(Ledger, "write", two):
+        yield
+
+
+BUGS: Final[Mapping[str, Callable[[], AbstractContextManager[None]]]] = {
+    bug.__name__: bug
+    for bug in (
+        complete_without_lease_check,
+        ack_before_insert,
+        settle_marked_before_done,
+        answer_before_commit,
+        no_reconcile_of_jobs,
+        outbox_outside_the_transaction,
+    )
+}
