@@ -1,10 +1,11 @@
 """What a secret looks like, and how it is taken out of a stream that may cut it anywhere."""
 
 import base64
+import html
 import json
 import re
 from collections.abc import Iterable
-from urllib.parse import quote
+from urllib.parse import quote, quote_plus
 
 #: Shorter values are words, and replacing them would say where they stood.
 MIN_SECRET = 6
@@ -26,6 +27,8 @@ _SHAPES = (
 )
 #: A match may begin this many bytes before the end of what came so far and still be unfinished.
 _HOLD = 8192
+#: What is held back is looked at once more with this much of what follows.
+_GATHER = 8
 
 
 def _base64_forms(raw: bytes) -> Iterable[bytes]:
@@ -40,31 +43,56 @@ def _base64_forms(raw: bytes) -> Iterable[bytes]:
         yield core.replace(b"+", b"-").replace(b"/", b"_")
 
 
-def _forms(secret: str) -> set[bytes]:
-    """Return the spellings under which a secret usually shows up."""
+def _escaped(secret: str) -> Iterable[str]:
+    """Yield how programs write a text inside of another."""
+    yield secret
+    for quoted in (quote(secret, safe=""), quote(secret), quote_plus(secret)):
+        yield quoted
+        yield re.sub(r"%[0-9A-F]{2}", lambda code: code[0].lower(), quoted)
+    for dumped in (json.dumps(secret)[1:-1], json.dumps(secret, ensure_ascii=False)[1:-1]):
+        yield dumped
+        yield dumped.replace("/", "\\/")
+        # JSON inside of JSON, as in a tool's arguments
+        yield json.dumps(dumped)[1:-1]
+    yield html.escape(secret)
+    yield html.escape(secret, quote=False)
+    yield secret.replace("'", "'\\''")
+    yield secret.replace("'", "'\"'\"'")
+
+
+def _plain_forms(secret: str) -> set[bytes]:
+    """Return the spellings that stand in one piece."""
+    forms = {text.encode() for text in _escaped(secret)}
+    wide = {secret.encode(f"utf-{form}") for form in ("16-le", "16-be", "32-le", "32-be")}
+    return {form for form in forms | wide if len(form) >= MIN_SECRET}
+
+
+def _dumped_forms(secret: str) -> set[bytes]:
+    """Return the spellings that are broken into lines."""
     raw = secret.encode()
-    forms = {
-        raw,
-        quote(secret, safe="").encode(),
-        json.dumps(secret)[1:-1].encode(),
-        raw.hex().encode(),
-        raw.hex().upper().encode(),
-        secret.replace("'", "'\\''").encode(),
-        *_base64_forms(raw),
-    }
+    wide = secret.encode("utf-16-le")
+    forms = {raw.hex().encode(), raw.hex().upper().encode(), wide.hex().encode()}
+    forms.update(_base64_forms(raw), _base64_forms(wide))
     return {form for form in forms if len(form) >= MIN_SECRET}
+
+
+def _broken(form: bytes) -> bytes:
+    """Return a pattern of a form that a line may end within, also one told as JSON."""
+    between = rb"(?:\r?\n|\\n)?"
+    return between.join(re.escape(form[at : at + 1]) for at in range(len(form)))
 
 
 class Redactor:
     """Knows the secrets of one daemon and takes them out of bytes and texts."""
 
     def __init__(self, secrets: Iterable[str] = ()) -> None:
-        needles = {
-            form for secret in secrets if len(secret) >= MIN_SECRET for form in _forms(secret)
-        }
-        longest_first = sorted(needles, key=lambda form: (-len(form), form))
-        self._pattern = re.compile(b"|".join([*map(re.escape, longest_first), *_SHAPES]))
-        self._hold = max([_HOLD, *map(len, needles)])
+        known = [secret for secret in secrets if len(secret) >= MIN_SECRET]
+        plain = _longest_first(form for secret in known for form in _plain_forms(secret))
+        dumped = _longest_first(form for secret in known for form in _dumped_forms(secret))
+        parts = [*map(re.escape, plain), *map(_broken, dumped), *_SHAPES]
+        self._pattern = re.compile(b"|".join(parts))
+        # Of a broken form each character may have two more behind it.
+        self._hold = max([_HOLD, *map(len, plain), *(3 * len(form) for form in dumped)])
 
     def text(self, text: str) -> str:
         """Return the text without secrets, nor what no edge takes: NUL and half characters."""
@@ -90,24 +118,32 @@ class Redactor:
         return SecretScan(self._pattern, hold=self._hold)
 
 
+def _longest_first(forms: Iterable[bytes]) -> list[bytes]:
+    """Order forms so that none hides behind its own beginning."""
+    return sorted(set(forms), key=lambda form: (-len(form), form))
+
+
 class RedactedStream:
     """Gives back what was fed without secrets, late by the bytes that might still become one."""
 
     def __init__(self, pattern: re.Pattern[bytes], *, hold: int) -> None:
         self._pattern = pattern
         self._hold = hold
-        self._held = b""
+        self._held = bytearray()
 
     def feed(self, chunk: bytes) -> bytes:
         """Return what is certain by now."""
-        return self._take(self._held + chunk, keep=self._hold)
+        self._held += chunk
+        # Short chunks are gathered: each look goes over what was held back once more.
+        return self._take(keep=self._hold) if len(self._held) >= _GATHER * self._hold else b""
 
     def close(self) -> bytes:
         """Return the rest."""
-        return self._take(self._held, keep=0)
+        return self._take(keep=0)
 
-    def _take(self, data: bytes, *, keep: int) -> bytes:
+    def _take(self, *, keep: int) -> bytes:
         """Emit up to the last position where no secret can be unfinished; hold the rest back."""
+        data = bytes(self._held)
         safe = max(0, len(data) - keep)
         out: list[bytes] = []
         done = 0
@@ -122,7 +158,7 @@ class RedactedStream:
             done = match.end()
         end = max(done, safe)
         out.append(data[done:end])
-        self._held = data[end:]
+        self._held = bytearray(data[end:])
         return b"".join(out)
 
 
@@ -139,7 +175,7 @@ class SecretScan:
         """Take some more."""
         self._held += chunk
         # Short chunks are gathered: each look goes over what was held back once more.
-        if len(self._held) >= 8 * self._hold:
+        if len(self._held) >= _GATHER * self._hold:
             self._look()
             del self._held[: -self._hold]
 
