@@ -70,6 +70,11 @@ class Client:
         """Cut every wait short from now on: the daemon is being stopped."""
         self._hurry.set()
 
+    def pause_s(self, tries: int, error: Unanswered | None = None) -> float:
+        """Return how long to wait after so many tries in a row."""
+        after = 0.0 if error is None else error.retry_after_s
+        return wait_s(tries, retry_after_s=after, draw=self._pace.draw)
+
     def hello(
         self, *, types: Sequence[str], capabilities: Sequence[str], concurrency: int
     ) -> Welcome:
@@ -140,12 +145,12 @@ class Client:
         except (Refused, Unanswered) as error:
             log.info("goodbye unheard: %s", error, extra={"action": "bye"})
 
-    def release(self, job: Job, *, give_up: GiveUp) -> None:
+    def release(self, job: Job, *, checkpoint: object = None, give_up: GiveUp) -> None:
         """Give the job back; at an edge without that route fail it for another try."""
 
         def ask() -> None:
             try:
-                self.wire.release(job)
+                self.wire.release(job, checkpoint=checkpoint)
             except Refused as no:
                 if no.status not in (404, 405) or no.code == "job_not_found":
                     raise

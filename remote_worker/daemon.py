@@ -1,39 +1,38 @@
-"""The daemon: claims while it may, runs what it got, and knows in which order all that ends.
+"""The daemon: starts the loops, obeys signals and orders, and knows in which order all that ends.
 
-    running ──signal, drain order, --once──▶ quiet ──second signal──▶ stopping
-
-States go forward only. Quiet claims nothing and finishes what runs; stopping ends the children and
-gives their jobs back. Heartbeats of a job stop after its report, whatever the state.
+Claims stop first, heartbeats last: a job's go on until its report is answered, whatever the state.
 """
 
 import contextlib
-import enum
 import logging
-import math
 import os
 import select
 import signal
 import threading
+from collections import Counter
 from collections.abc import Callable, Mapping
 
+from remote_worker.claiming import Claiming, in_thread
 from remote_worker.client import Client
 from remote_worker.clock import Clock, steady
-from remote_worker.errors import Refused, Unanswered
+from remote_worker.control import FEATURE, Control
+from remote_worker.errors import Refused
 from remote_worker.handlers.context import Handler
-from remote_worker.job import Job, Welcome
+from remote_worker.job import Job, Standing, Welcome
 from remote_worker.lease import Terms, interval_s
 from remote_worker.redact import Redactor
 from remote_worker.run import JobRun
 from remote_worker.settings import Settings
+from remote_worker.slots import Slots, State
 from remote_worker.spool import Spool
 
 log = logging.getLogger(__name__)
 
 #: A claim in flight is left behind after this; what it may still be granted goes back by itself.
 _CLAIM_GRACE_S = 2.0
-#: An edge that answers "nothing" at once is not asked in a tight loop.
-_MIN_CLAIM_S = 1.0
-_IDLE_TICK_S = 0.5
+_TICK_S = 0.5
+#: with no clock to watch, only signals and the ends of jobs wake the main loop
+_IDLE_TICK_S = 10.0
 _SIGNALLED, _LOOK = b"S", b"."
 
 EXIT_OK = 0
@@ -41,17 +40,6 @@ EXIT_ERROR = 1
 EXIT_PREFLIGHT = 3
 EXIT_REFUSED = 4
 EXIT_UNREPORTED = 5
-
-
-class State(enum.IntEnum):
-    """How much the daemon still does."""
-
-    #: claims and runs
-    RUNNING = 0
-    #: finishes what runs
-    QUIET = 1
-    #: ends what runs and gives it back
-    STOPPING = 2
 
 
 class Daemon:
@@ -74,19 +62,25 @@ class Daemon:
         self._handlers = handlers
         self._make_redactor = make_redactor
         self._clock = clock
-        self._wait_s = min(
-            settings.wait_s, settings.wait_s if welcome.wait_s is None else welcome.wait_s
-        )
-        self._terms = Terms(
+        wait_s = min(settings.wait_s, settings.wait_s if welcome.wait_s is None else welcome.wait_s)
+        self.terms = Terms(
             lease_s=settings.lease_s,
             interval_s=interval_s(settings.lease_s, welcome.heartbeat_s),
             clock=clock,
         )
-        self._state = State.RUNNING
-        self._changed = threading.Condition()
-        self._active: set[JobRun] = set()
-        self._taken = 0
-        self._busy_until = clock()
+        self.slots = Slots(
+            concurrency=settings.concurrency, max_jobs=settings.max_jobs, clock=clock
+        )
+        self.claiming = Claiming(
+            settings, client=client, slots=self.slots, wait_s=wait_s, start=self._start, clock=clock
+        )
+        self._control: Control | None = None
+        if FEATURE in welcome.features:
+            self._control = Control(
+                client, wait_s=wait_s, needed=self._needs_orders, obey=self._obey
+            )
+        #: how the jobs so far ended here
+        self.endings: Counter[str] = Counter()
         self._exit = EXIT_OK
         self._wake, self._waker = os.pipe()
         os.set_blocking(self._waker, False)
@@ -95,31 +89,59 @@ class Daemon:
         """Work until told to end, and return the exit code. Call it in the main thread."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
+        # A signal may come to another thread: this one must wake all the same.
+        before = signal.set_wakeup_fd(self._waker, warn_on_full_buffer=False)
+        try:
+            return self._run()
+        finally:
+            signal.set_wakeup_fd(before)
+
+    def _run(self) -> int:
+        """Start the loops, and see them to their end."""
         claims = threading.Thread(target=self._claim_loop, name="claims", daemon=True)
         claims.start()
+        if self._control is not None:
+            self._control.start()
         # Whoever started us waits for this line: the gates are open and we claim.
         log.info("ready, as %s", self._settings.worker_id, extra={"action": "ready"})
         quiet_since: float | None = None
         while True:
-            ready, _, _ = select.select([self._wake], [], [], _IDLE_TICK_S)
-            for _ in range(os.read(self._wake, 64).count(_SIGNALLED) if ready else 0):
-                self._forward(State(min(self._state + 1, State.STOPPING)), "signal")
-            self._check_idle()
-            if self._state is State.RUNNING:
+            self._listen()
+            if self.slots.state is State.RUNNING:
                 continue
             if quiet_since is None:
                 quiet_since = self._clock()
                 if claims.is_alive():
                     # beside this loop, which must hear the second signal
                     threading.Thread(target=self._client.bye, name="bye", daemon=True).start()
-            left = claims.is_alive() and self._clock() - quiet_since < _CLAIM_GRACE_S
-            if not left and not self._active:
-                log.info("ended", extra={"action": "ended", "jobs": self._taken})
+            quiet_s = self._clock() - quiet_since
+            limit = self._settings.drain_timeout_s
+            if limit is not None and quiet_s >= limit:
+                self._forward(State.STOPPING, "drained long enough")
+            left = claims.is_alive() and quiet_s < _CLAIM_GRACE_S
+            if not left and not self.slots.running():
+                if self._control is not None:
+                    self._control.stop()
+                log.info("ended", extra={"action": "ended", "jobs": self.slots.taken})
                 return self._exit
 
     def drain(self) -> None:
-        """Claim no more, finish what runs."""
-        self._forward(max(State.QUIET, self._state), "drain")
+        """Obey a heartbeat that says so: be held where orders come that end it, else go quiet."""
+        if self._control is None:
+            self._forward(State.QUIET, "drain")
+        elif not self.slots.held:
+            # a heartbeat may be older than the last order: the orders are asked
+            self._control.look()
+
+    def _listen(self) -> None:
+        """Wait for a signal or a moment, and see whether there was nothing to do for too long."""
+        limit = self._settings.idle_exit_s
+        asleep = limit is None and self.slots.state is State.RUNNING
+        ready, _, _ = select.select([self._wake], [], [], _IDLE_TICK_S if asleep else _TICK_S)
+        for _ in range(os.read(self._wake, 64).count(_SIGNALLED) if ready else 0):
+            self._forward(State(min(self.slots.state + 1, State.STOPPING)), "signal")
+        if limit is not None and self.slots.idle_s() >= limit:
+            self._forward(State.QUIET, "idle")
 
     def _on_signal(self, _number: int, _frame: object) -> None:
         """Count a signal; the main loop acts on it, for a handler may take no lock."""
@@ -132,42 +154,41 @@ class Daemon:
 
     def _forward(self, state: State, why: str) -> None:
         """Go on to a later state."""
-        with self._changed:
-            if state <= self._state:
-                return
-            self._state = state
-            self._changed.notify_all()
+        if not self.slots.forward(state):
+            return
         if state is State.STOPPING:
             self._client.hurry()
         self._nudge(_LOOK)
-        running = len(self._active)
+        running = len(self.slots.running())
         hint = f", finishing {running}; a second signal gives back" if running else ""
         if state is not State.QUIET:
             hint = ""
         log.info("%s: %s%s", why, state.name.lower(), hint, extra={"action": state.name.lower()})
 
-    def _check_idle(self) -> None:
-        """Drain when there was nothing to do for long enough."""
-        limit = self._settings.idle_exit_s
-        if limit is not None and not self._active and self._clock() - self._busy_until >= limit:
-            self._forward(State.QUIET, "idle")
+    def _needs_orders(self) -> bool:
+        """Say whether a call may wait for orders: else the claim that waits is ended for them."""
+        return bool(self.slots.running()) or not self.slots.wants_more()
+
+    def _obey(self, standing: Standing) -> None:
+        """Do as the edge's orders say; doing it again changes nothing."""
+        if standing.drain is not None and self.slots.hold(held=standing.drain):
+            word = "held: claiming nothing" if standing.drain else "resumed: claiming again"
+            log.info("%s, by order", word, extra={"action": "order"})
+        if self.slots.limit_to(standing.concurrency):
+            log.info("%d slots, by order", self.slots.limit, extra={"action": "order"})
+        for run in self.slots.running():
+            if run.job.id in standing.cancels:
+                run.lease.cancel()
 
     def _stopping(self) -> bool:
         """Say whether children are to be stopped."""
-        return self._state is State.STOPPING
+        return self.slots.state is State.STOPPING
 
     def _claim_loop(self) -> None:
         """Claim as long as the daemon runs; every way out of here drains it."""
         try:
             self._replay()
-            while (free := self._await_slots()) > 0:
-                asked = self._clock()
-                jobs = self._claim(free)
-                for job in jobs:
-                    self._start(job)
-                rest = _MIN_CLAIM_S - (self._clock() - asked)
-                if not jobs and rest > 0:
-                    self._rest(rest)
+            self.claiming.run()
         except Refused as no:
             log.error("the edge refuses this worker: %s", no, extra={"action": "refused"})  # noqa: TRY400 - no bug
             self._exit = EXIT_REFUSED
@@ -184,54 +205,13 @@ class Daemon:
             if not self._job_run(job).replay(report):
                 self._unreported()
 
-    def _await_slots(self) -> int:
-        """Wait for a free slot and return how many jobs may be claimed; 0 when none ever again."""
-        with self._changed:
-            self._changed.wait_for(
-                lambda: (
-                    self._state is not State.RUNNING
-                    or len(self._active) < self._settings.concurrency
-                )
-            )
-            if self._state is not State.RUNNING:
-                return 0
-            free = self._settings.concurrency - len(self._active)
-            if self._settings.max_jobs is not None:
-                free = min(free, self._settings.max_jobs - self._taken)
-            return free
-
-    def _claim(self, free: int) -> list[Job]:
-        """Claim up to the free slots."""
-        wait_s = self._wait_s
-        if self._settings.idle_exit_s is not None:
-            wait_s = min(wait_s, math.ceil(self._settings.idle_exit_s))
-        try:
-            return self._client.claim(
-                types=self._settings.types,
-                capabilities=self._settings.capabilities,
-                lease_s=self._settings.lease_s,
-                wait_s=wait_s,
-                max_jobs=free,
-                give_up=lambda: self._state is not State.RUNNING,
-            )
-        except Unanswered as error:
-            log.warning("claim given up: %s", error, extra={"action": "claim"})
-            return []
-
     def _start(self, job: Job) -> None:
         """Give a job a thread, or give it back when it came too late."""
         run = self._job_run(job)
-        with self._changed:
-            # An edge that grants more than was asked for gets the rest back.
-            room = len(self._active) < self._settings.concurrency
-            wanted = room and self._state is State.RUNNING
-            if wanted:
-                self._active.add(run)
-                self._taken += 1
-        if wanted:
-            threading.Thread(
-                target=self._run_job, args=(run,), name=f"job {job.id}", daemon=True
-            ).start()
+        if self.slots.take(run):
+            in_thread(run, self._run_job)
+            if self._control is not None:
+                self._control.look()
         elif not run.give_back():
             self._unreported()
 
@@ -245,10 +225,8 @@ class Daemon:
         finally:
             if not done:
                 self._unreported()
-            with self._changed:
-                self._busy_until = self._clock()
-                self._active.remove(run)
-                self._changed.notify_all()
+            self.endings[run.ending] += 1
+            self.slots.leave(run)
             self._nudge(_LOOK)
 
     def _unreported(self) -> None:
@@ -265,12 +243,7 @@ class Daemon:
             spool=self._spool,
             handlers=self._handlers,
             redactor=self._make_redactor(),
-            terms=self._terms,
+            terms=self.terms,
             stopping=self._stopping,
             on_drain=self.drain,
         )
-
-    def _rest(self, seconds: float) -> None:
-        """Wait, unless the daemon is to end."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._state is not State.RUNNING, timeout=seconds)

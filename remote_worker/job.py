@@ -27,6 +27,8 @@ class Job:
     fence: int | None
     #: what is wrong with the rest of it; such a job is failed, not run
     defect: str | None = None
+    #: what the last holder left when it gave the job back
+    checkpoint: object = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +39,19 @@ class Beat:
     drain: bool
     #: seconds the lease still has by the edge's clock, when it says so
     expires_in_s: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """How the edge's orders to this worker stand."""
+
+    cursor: int
+    #: claim nothing, finish what runs; None when nothing is said of it
+    drain: bool | None = None
+    #: how many jobs at once; None leaves it to this machine's owner
+    concurrency: int | None = None
+    #: ids of jobs to stop
+    cancels: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +104,7 @@ def parse_job(raw: object) -> Job:
         lease_id=lease_id[:_MAX_LEASE_ID] if isinstance(lease_id, str) else None,
         fence=fence if isinstance(fence, int) and not isinstance(fence, bool) else None,
         defect=f"the edge sent a job with a bad {', '.join(defects)}" if defects else None,
+        checkpoint=raw.get("checkpoint"),
     )
 
 
@@ -99,6 +115,22 @@ def parse_beat(raw: Mapping[str, object]) -> Beat:
         cancel_requested=raw.get("cancelRequestedAt") is not None,
         drain=raw.get("drain") is True,
         expires_in_s=float(left) if isinstance(left, int | float) and left > 0 else None,
+    )
+
+
+def parse_standing(raw: Mapping[str, object]) -> Standing | None:
+    """Return how orders stand; None when that cannot be read. Kinds we do not know are left out."""
+    cursor, orders = raw.get("cursor"), raw.get("orders")
+    if not isinstance(cursor, int) or not _is_count(cursor) or not isinstance(orders, list):
+        return None
+    told = [one for one in orders if isinstance(one, dict)]
+    kinds = {str(one.get("kind")): one for one in told}
+    slots = kinds.get("concurrency", {}).get("n")
+    return Standing(
+        cursor=cursor,
+        drain=True if "drain" in kinds else False if "resume" in kinds else None,
+        concurrency=slots if isinstance(slots, int) and _is_count(slots) else None,
+        cancels=frozenset(str(one.get("jobId")) for one in told if one.get("kind") == "cancel"),
     )
 
 

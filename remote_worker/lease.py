@@ -19,6 +19,7 @@ from remote_worker.wire import Wire
 log = logging.getLogger(__name__)
 
 _NOT_OURS = frozenset({403, 404, 409, 410})
+_UNAUTHORIZED = 401
 _CONFIRM_PAUSE_S = 1.0
 #: A grant that was not taken up within 30 s goes back; after this long it is not worth trying.
 _TAKE_UP_S = 20.0
@@ -63,8 +64,11 @@ class Lease:
         #: when the last heartbeat that renewed was sent
         self._renewed: float | None = None
         self._ended = False
+        self._refused = False
         self._cancelled = False
         self._progress: Mapping[str, object] | None = None
+        #: what the handler wants the next holder to have, should the job be given back
+        self.checkpoint: object = None
 
     def take_up(self) -> None:
         """Send the first heartbeat, which makes the grant ours; nothing may run before it.
@@ -73,7 +77,7 @@ class Lease:
         """
         until = self._terms.clock() + _TAKE_UP_S
         while not self._beat():
-            if self._ended or self._terms.clock() >= until:
+            if self._ended or self._refused or self._terms.clock() >= until:
                 raise LeaseLost("the grant could not be taken up")
             if self._stop.wait(_TAKE_UP_PAUSE_S):
                 raise LeaseLost("stopped before the grant was taken up")
@@ -106,6 +110,27 @@ class Lease:
         """Let the next heartbeat say how far the work is."""
         self._progress = {"message": message, "percent": percent}
 
+    @property
+    def said(self) -> str:
+        """Return the last word of progress."""
+        return "" if self._progress is None else str(self._progress["message"])
+
+    @property
+    def renewed(self) -> float | None:
+        """Return when the last heartbeat that renewed was sent."""
+        return self._renewed
+
+    @property
+    def refused(self) -> bool:
+        """Say whether the edge no longer takes our credential."""
+        return self._refused
+
+    def cancel(self) -> None:
+        """Learn from the edge's orders that the job shall end."""
+        if not self._cancelled:
+            log.info("cancel requested", extra={"action": "cancel", "job_id": self._job.id})
+            self._cancelled = True
+
     def end(self) -> None:
         """Learn from another call that the edge has ended the lease."""
         self._ended = True
@@ -118,7 +143,7 @@ class Lease:
     def interruption(self) -> Interruption | None:
         """Return why work under this lease must stop now, or None."""
         fenced = self._deadline is None or self._terms.clock() >= self._deadline
-        if self._ended or fenced:
+        if self._ended or self._refused or fenced:
             return Interruption.LEASE_LOST
         return Interruption.CANCELLED if self._cancelled else None
 
@@ -149,6 +174,8 @@ class Lease:
             return False
         except Refused as error:
             self._ended = self._ended or error.status in _NOT_OURS
+            # Who is locked out works no longer; what is finished waits in the spool for a new key.
+            self._refused = error.status == _UNAUTHORIZED
             self._log(f"heartbeat refused: {error}")
             return False
         self._renew(beat, sent=sent)
@@ -160,9 +187,9 @@ class Lease:
         held = lease_s if beat.expires_in_s is None else min(lease_s, beat.expires_in_s)
         self._deadline = sent + held - margin_s(held)
         self._renewed = sent
-        if beat.cancel_requested and not self._cancelled:
-            log.info("cancel requested", extra={"action": "cancel", "job_id": self._job.id})
-            self._cancelled = True
+        self._refused = False
+        if beat.cancel_requested:
+            self.cancel()
         if beat.drain:
             self._on_drain()
 

@@ -102,7 +102,7 @@ class Reporter:
                     retryable=report.retryable, give_up=give_up,
                 )  # fmt: skip
             case Ending.RELEASE:
-                self._client.release(job, give_up=give_up)
+                self._client.release(job, checkpoint=report.checkpoint, give_up=give_up)
             case Ending.CANCEL:
                 self._client.acknowledge_cancel(job, message=report.text, give_up=give_up)
 

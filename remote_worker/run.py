@@ -1,5 +1,6 @@
 """The life of one job at the worker, from the grant to the answered report."""
 
+import json
 import logging
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +22,7 @@ log = logging.getLogger(__name__)
 
 _MAX_SUMMARY = 4000
 _MAX_ERROR = 8000
+_MAX_CHECKPOINT = 64 * 1024
 
 
 class JobRun:
@@ -48,6 +50,9 @@ class JobRun:
         self._lease = Lease(client.wire, job, terms=terms, on_drain=on_drain)
         self._events = EventLog(client, job, self._lease, redactor=redactor)
         self._reporter = Reporter(client, spool, clock=terms.clock)
+        self.started = terms.clock()
+        #: how it ended here; "lost" until there is something to report
+        self.ending = "lost"
 
     def run(self) -> bool:
         """Do the job and say whether it is off our hands."""
@@ -57,6 +62,7 @@ class JobRun:
             log.warning("%s", error, extra=self._about("lost"))
             return True
         try:
+            self._expect_the_worst()
             self._events.start()
             try:
                 report = self._work()
@@ -66,6 +72,7 @@ class JobRun:
                 log.warning("lease lost, nothing reported", extra=self._about("lost"))
                 self._spool.drop(self.job)
                 return True
+            self.ending = str(report.ending)
             return self._reporter.file_and_send(
                 self.job, report, lease=self._lease, stopping=self._stopping
             )
@@ -87,10 +94,31 @@ class JobRun:
         finally:
             self._lease.stop()
 
+    @property
+    def lease(self) -> Lease:
+        """Return the lease it runs under."""
+        return self._lease
+
     def give_back(self) -> bool:
         """Release a job that was granted when nothing may be started any more."""
         release = Report(ending=Ending.RELEASE)
         return self._reporter.send(self.job, release, lease=self._lease, stopping=self._stopping)
+
+    def _expect_the_worst(self) -> None:
+        """Write down what the next daemon reports should this one be killed before its time.
+
+        A failure, for the attempt counts: a job that kills its daemon must not do so for ever.
+        """
+        try:
+            self._spool.put(
+                self.job,
+                Report(
+                    ending=Ending.FAIL, text="the worker was killed while it ran the job",
+                    error_type="worker_killed", retryable=True,
+                ),
+            )  # fmt: skip
+        except OSError:
+            log.exception("nothing spooled", extra=self._about("spool"))
 
     def _work(self) -> Report | None:
         """Run the handler and return how it ended; None when there is nobody left to tell."""
@@ -106,7 +134,7 @@ class JobRun:
                 case Interruption.CANCELLED:
                     return Report(ending=Ending.CANCEL, text="stopped as asked")
                 case Interruption.STOPPING:
-                    return Report(ending=Ending.RELEASE)
+                    return Report(ending=Ending.RELEASE, checkpoint=self._checkpoint())
         except Exception as bug:
             # A handler's bug is one job's failure, not the daemon's end.
             log.exception("handler failed", extra=self._about("bug"))
@@ -136,6 +164,14 @@ class JobRun:
             interrupt=self._interruption,
         )
         return handler(context)
+
+    def _checkpoint(self) -> object:
+        """Return what the handler left for the next holder, without secrets; None if too large."""
+        clean = self._redactor.value(self._lease.checkpoint)
+        if len(json.dumps(clean)) <= _MAX_CHECKPOINT:
+            return clean
+        log.warning("checkpoint too large, left out", extra=self._about("checkpoint"))
+        return None
 
     def _interruption(self) -> Interruption | None:
         """Return why the handler must stop: a lost lease before anything we would like to do."""

@@ -51,6 +51,8 @@ class Settings:
     wait_s: int = 25
     concurrency: int = 1
     max_jobs: int | None = None
+    #: how long a daemon that drains waits for what runs; None: for ever
+    drain_timeout_s: float | None = None
     idle_exit_s: float | None = None
     #: what repositories the owner of this machine lets in; empty: any but those on this machine
     allow_repository: tuple[str, ...] = ()

@@ -46,6 +46,8 @@ class Report:
     references: dict[str, str] = field(default_factory=dict)
     error_type: str = ""
     retryable: bool = False
+    #: what the next holder of a released job gets
+    checkpoint: object = None
 
 
 class Spool:

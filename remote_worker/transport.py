@@ -6,7 +6,7 @@ whatever status, is no answer at all, and a redirect is never followed: the toke
 
 import json
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import NoReturn
@@ -21,6 +21,8 @@ from remote_worker.errors import Refused, Unanswered
 _MAX_ANSWER = 128 * 1024 * 1024
 CONNECT_S = 5.0
 ANSWER_S = 15.0
+#: how far the orders to this worker have got, by any answer of the edge
+CURSOR = "Bridge-Control-Cursor"
 _MAX_RETRY_AFTER_S = 600.0
 _AGAIN = frozenset({408, 425, 429})
 _SERVER_ERROR = 500
@@ -35,6 +37,8 @@ class Transport:
         self._clock = clock
         # A session is one thread's: requests does not promise more.
         self._local = threading.local()
+        #: told what an answer says of how far the orders to this worker have got
+        self.on_cursor: Callable[[int], None] = lambda _cursor: None
 
     def ask(
         self,
@@ -60,7 +64,11 @@ class Transport:
                 body = self._read(response, until=self._clock() + read_s)
         except requests.RequestException as error:
             raise Unanswered(f"{method} {url}: {type(error).__name__}") from error
-        return _understand(response, body)
+        answer = _understand(response, body)
+        cursor = response.headers.get(CURSOR, "")
+        if cursor.isascii() and cursor.isdecimal():
+            self.on_cursor(int(cursor[:18]))
+        return answer
 
     def _read(self, response: requests.Response, *, until: float) -> bytes:
         """Read an answer that may be a drip or a flood."""

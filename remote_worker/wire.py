@@ -1,8 +1,9 @@
 """The edge's endpoints, one method each, each asked once; `client.py` asks again."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from urllib.parse import urlencode
 
 from remote_worker.artifacts import Artifact, MultipartBody
 from remote_worker.clock import Clock, steady
@@ -12,9 +13,11 @@ from remote_worker.job import (
     Event,
     Job,
     NotAJob,
+    Standing,
     Welcome,
     parse_beat,
     parse_job,
+    parse_standing,
     parse_welcome,
 )
 from remote_worker.settings import PREFIX
@@ -68,6 +71,19 @@ class Wire:
         """Say that this daemon stops, so that its open claim is granted to nobody."""
         body = {"workerId": self._who.worker_id, "instanceId": self._who.instance_id}
         self._post("/workers/bye", body, connect_s=timeout_s, read_s=timeout_s)
+
+    def on_cursor(self, heard: Callable[[int], None]) -> None:
+        """Have every answer's word of how far the orders to this worker have got passed on."""
+        self._transport.on_cursor = heard
+
+    def control(self, *, cursor: int, wait_s: int) -> Standing:
+        """Ask for orders newer than those known."""
+        known = {"instanceId": self._who.instance_id, "cursor": cursor, "waitSeconds": wait_s}
+        url = f"{self._base}{PREFIX}/workers/control?{urlencode(known)}"
+        standing = parse_standing(self._transport.ask("GET", url, read_s=wait_s + _WAIT_MARGIN_S))
+        if standing is None:
+            raise Unanswered("the answer to a call for orders holds none that can be read")
+        return standing
 
     def claim(
         self,
@@ -152,9 +168,10 @@ class Wire:
         body = self._holder(job, errorMessage=message, errorType=error_type, retryable=retryable)
         self._post(f"/jobs/{job.id}/fail", body)
 
-    def release(self, job: Job) -> None:
-        """Give the job back; the attempt does not count."""
-        self._post(f"/jobs/{job.id}/release", self._holder(job))
+    def release(self, job: Job, *, checkpoint: object = None) -> None:
+        """Give the job back; the attempt does not count, and the next holder gets what is left."""
+        left = {} if checkpoint is None else {"checkpoint": checkpoint}
+        self._post(f"/jobs/{job.id}/release", self._holder(job, **left))
 
     def acknowledge_cancel(self, job: Job, *, message: str) -> None:
         """Say that a cancelled job has been stopped."""

@@ -72,6 +72,9 @@ class FakeEdge:
         self.waiting: list[JSON] = []
         self.replay: dict[str, JSON] = {}
         self.drain = False
+        self.features = ["release"]
+        #: cursor and list of orders, once the edge gives any
+        self.orders: JSON = {"cursor": 0, "orders": []}
         self._instead: list[tuple[str, Answer, int]] = []
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
@@ -143,16 +146,21 @@ class FakeEdge:
                 return _ok({"status": "ok"})
             if call.headers.get("Authorization") != f"Bearer {TOKEN}":
                 return refusal(401, "worker_auth_failed")
-            if call.body.get("workerId") != WORKER:
+            if call.body and call.body.get("workerId") != WORKER:
                 return refusal(403, "worker_not_authorized")
             done = self._route(call)
             return Answer(cut=True) if special is not None else done
 
     def _route(self, call: Call) -> Answer:
-        if call.path == "/api/queue/workers/hello":
-            return _ok({"workerId": WORKER, "features": ["release"]})
-        if call.path == "/api/queue/jobs/claim":
-            return _ok(self._claim(call))
+        own: dict[str, Callable[[], JSON]] = {
+            "/workers/hello": lambda: {"workerId": WORKER, "features": self.features},
+            "/workers/bye": lambda: {"workerId": WORKER},
+            "/workers/control": lambda: self._control(call),
+            "/jobs/claim": lambda: self._claim(call),
+        }
+        path = call.path.partition("?")[0].removeprefix("/api/queue")
+        if path in own:
+            return _ok(own[path]())
         match = _JOB.fullmatch(call.path)
         held = self.jobs.get(match[1]) if match else None
         if match is None or held is None:
@@ -171,12 +179,30 @@ class FakeEdge:
         self._changed.notify_all()
         return _ok(held.job)
 
+    def order(self, *orders: JSON) -> None:
+        """Say how orders stand from now on; a claim that waits ends for them."""
+        with self._changed:
+            self.orders = {"cursor": self.orders["cursor"] + 1, "orders": list(orders)}
+            self._changed.notify_all()
+
+    def _control(self, call: Call) -> JSON:
+        asked = dict(part.split("=") for part in call.path.partition("?")[2].split("&"))
+        self._changed.wait_for(
+            lambda: self.orders["cursor"] > int(asked["cursor"]) or self._closing,
+            timeout=min(int(asked["waitSeconds"]), 5),
+        )
+        new = self.orders["cursor"] > int(asked["cursor"])
+        return self.orders if new else {"cursor": int(asked["cursor"]), "orders": []}
+
     def _claim(self, call: Call) -> JSON:
         key = call.headers["Idempotency-Key"]
         if key in self.replay:
             return self.replay[key]
         wait = min(call.body["waitSeconds"], 5)
-        self._changed.wait_for(lambda: self.waiting or self._closing, timeout=wait)
+        cursor = self.orders["cursor"]
+        self._changed.wait_for(
+            lambda: self.waiting or self._closing or self.orders["cursor"] > cursor, timeout=wait
+        )
         jobs = self.waiting[: call.body["maxJobs"]]
         del self.waiting[: len(jobs)]
         answer = {"job": jobs[0] if jobs else None, "jobs": jobs}
@@ -229,6 +255,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             return
         self.send_response(answer.status)
+        if self.edge.orders["cursor"]:
+            self.send_header("Bridge-Control-Cursor", str(self.edge.orders["cursor"]))
         for name, value in answer.headers:
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(answer.body)))

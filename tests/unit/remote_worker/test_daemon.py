@@ -6,14 +6,16 @@ from collections.abc import Callable, Iterator, Mapping
 
 import pytest
 
+from remote_worker import claiming
 from remote_worker import daemon as module
 from remote_worker.client import Client
 from remote_worker.daemon import EXIT_ERROR, EXIT_OK, EXIT_REFUSED, Daemon
-from remote_worker.errors import Interrupted
+from remote_worker.errors import Interrupted, Interruption
 from remote_worker.handlers.context import Context, Handler, Outcome
 from remote_worker.job import Welcome
 from remote_worker.redact import Redactor
 from remote_worker.settings import Settings
+from remote_worker.slots import State
 from remote_worker.spool import Spool
 from tests.processes import until
 from tests.unit.remote_worker.edge import FakeEdge, Held, error_page, refusal
@@ -138,7 +140,7 @@ def test_the_edge_may_ask_for_shorter_waits(make: Make, edge: FakeEdge) -> None:
 def test_an_edge_that_answers_nothing_at_once_is_not_asked_in_a_loop(
     make: Make, edge: FakeEdge, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_MIN_CLAIM_S", 0.2)
+    monkeypatch.setattr(claiming, "_MIN_CLAIM_S", 0.2)
     make(wait_s=0, idle_exit_s=0.7).run()
     assert 2 <= len(edge.asked("/claim")) <= 8
 
@@ -151,7 +153,7 @@ def test_the_first_signal_finishes_what_runs_and_claims_nothing(make: Make, edge
     def drain() -> None:
         entered(gate)
         signal.raise_signal(signal.SIGTERM)
-        until(lambda: daemon._state is module.State.QUIET)
+        until(lambda: daemon.slots.state is State.QUIET)
         gate.open.set()
 
     behind(drain)
@@ -191,7 +193,7 @@ def test_what_is_granted_too_late_is_given_back(
     def signal_then_offer() -> None:
         until(lambda: edge.asked("/claim"))
         signal.raise_signal(signal.SIGTERM)
-        until(lambda: daemon._state is module.State.QUIET)
+        until(lambda: daemon.slots.state is State.QUIET)
         held.append(edge.offer("echo"))
 
     daemon = make(wait_s=5)
@@ -252,7 +254,7 @@ def test_a_bug_in_the_claim_loop_ends_the_daemon_with_an_error(
     make: Make, edge: FakeEdge, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     daemon = make()
-    monkeypatch.setattr(daemon, "_claim", lambda _free: 1 // 0)
+    monkeypatch.setattr(daemon.claiming, "_claim", lambda _free: 1 // 0)
     assert daemon.run() == EXIT_ERROR
 
 
@@ -274,3 +276,129 @@ def test_an_edge_that_grants_too_much_gets_the_rest_back(make: Make, edge: FakeE
     behind(let_go)
     assert make({"echo": gate}, max_jobs=1).run() == EXIT_OK
     assert sorted(str(one.ended) for one in held) == ["complete", "release", "release"]
+
+
+ORDERS = Welcome(features=frozenset({"control"}))
+DRAIN = {"kind": "drain", "jobId": None, "n": None}
+RESUME = {"kind": "resume", "jobId": None, "n": None}
+
+
+def slots(n: int | None) -> dict[str, object]:
+    return {"kind": "concurrency", "jobId": None, "n": n}
+
+
+def test_a_cancel_by_order_reaches_the_handler_without_a_heartbeat(
+    make: Make, edge: FakeEdge
+) -> None:
+    gate = Gate()
+    held = edge.offer("echo")
+
+    def cancel() -> None:
+        entered(gate)
+        edge.order(RESUME, {"kind": "cancel", "jobId": held.job["id"], "n": None})
+
+    behind(cancel)
+    # a lease of an hour: no heartbeat will say it in time
+    assert make({"echo": gate}, ORDERS, max_jobs=1, lease_s=3600).run() == EXIT_OK
+    assert held.ended == "cancel/ack"
+
+
+def test_a_held_daemon_claims_nothing_lives_on_and_goes_on_when_let(
+    make: Make, edge: FakeEdge
+) -> None:
+    edge.order(DRAIN)
+    daemon = make(welcome=ORDERS, max_jobs=1)
+    held: list[Held] = []
+
+    def resume() -> None:
+        until(lambda: daemon.slots.held)
+        held.append(edge.offer("echo"))
+        asked = len(edge.asked("/claim"))
+        # the look for orders goes on, and no claim with it
+        calls = len(edge.calls)
+        until(lambda: len(edge.calls) > calls + 1)
+        assert len(edge.asked("/claim")) <= asked + 1
+        edge.order(RESUME)
+
+    behind(resume)
+    assert daemon.run() == EXIT_OK
+    assert held[0].ended == "complete"
+
+
+def test_slots_by_order_are_fewer_and_never_more_than_the_owners(
+    make: Make, edge: FakeEdge
+) -> None:
+    edge.order(RESUME, slots(1))
+    gate = Gate()
+    daemon = make({"echo": gate}, ORDERS, concurrency=2, max_jobs=4)
+
+    def steer() -> None:
+        until(lambda: daemon.slots.limit == 1)
+        for _ in range(4):
+            edge.offer("echo")
+        entered(gate)
+        edge.order(RESUME, slots(50))
+        until(lambda: daemon.slots.limit == 2)
+        entered(gate)
+        gate.open.set()
+
+    behind(steer)
+    assert daemon.run() == EXIT_OK
+    assert gate.most == 2
+
+
+def test_an_edge_without_orders_is_left_in_peace(make: Make, edge: FakeEdge) -> None:
+    edge.instead("/workers/control?", refusal(404, "not_found"))
+    edge.offer("echo")
+    assert make(max_jobs=1).run() == EXIT_OK
+    assert not [call for call in edge.calls if "control" in call.path]
+
+
+def test_drained_for_too_long_gives_back_what_runs(make: Make, edge: FakeEdge) -> None:
+    gate = Gate()
+    held = edge.offer("echo")
+
+    def drain() -> None:
+        entered(gate)
+        signal.raise_signal(signal.SIGTERM)
+
+    behind(drain)
+    assert make({"echo": gate}, drain_timeout_s=0.2).run() == EXIT_OK
+    assert held.ended == "release"
+
+
+def test_what_a_handler_leaves_reaches_the_next_holder(make: Make, edge: FakeEdge) -> None:
+    inside = threading.Event()
+
+    def leave(context: Context) -> Outcome:
+        context.lease.checkpoint = {"step": 3, "before": context.job.checkpoint}
+        inside.set()
+        until(context.interrupt)
+        raise Interrupted(context.interrupt() or Interruption.STOPPING)
+
+    def stop() -> None:
+        assert inside.wait(10)
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGINT)
+
+    held = edge.offer("echo")
+    held.job["checkpoint"] = "from before"
+    behind(stop)
+    assert make({"echo": leave}).run() == EXIT_OK
+    assert held.ended == "release"
+    assert held.report["checkpoint"] == {"step": 3, "before": "from before"}
+
+
+def test_a_worker_that_is_locked_out_stops_its_children(make: Make, edge: FakeEdge) -> None:
+    gate = Gate()
+    held = edge.offer("echo")
+
+    def revoke() -> None:
+        entered(gate)
+        edge.instead("/heartbeat", refusal(401, "worker_auth_failed"), times=1000)
+        edge.instead("/claim", refusal(401, "worker_auth_failed"), times=1000)
+
+    behind(revoke)
+    assert make({"echo": gate}, lease_s=3).run() == EXIT_REFUSED
+    assert held.ended is None
+    assert gate.now == 0
