@@ -12,6 +12,7 @@ from remote_worker.git import Git, GitFailed
 from remote_worker.handlers import patch_rules
 from remote_worker.handlers import publish as pub
 from remote_worker.handlers import workspace as ws
+from remote_worker.handlers.clone_cache import CloneCache
 from remote_worker.handlers.codex_events import Transcript
 from remote_worker.handlers.codex_payload import CodexTask, parse_task
 from remote_worker.handlers.context import Context, Outcome
@@ -48,8 +49,9 @@ def codex_exec(context: Context) -> Outcome:
     context.step(f"cloning {task.repository.canonical} at {task.ref or 'its default branch'}")
     inside = _inside(context)
     workspace = ws.prepare(
-        git, task.repository, ref=task.ref, depth=task.depth, directory=inside.directory
-    )
+        git, task.repository, ref=task.ref, depth=task.depth, directory=inside.directory,
+        cache=CloneCache(context.settings.work_dir / "cache") if task.reuse else None,
+    )  # fmt: skip
     pub.check_base(workspace, task.publish)
     context.step(f"starting codex on {workspace.base_commit[:12]}")
     transcript = _transcript(context, workspace)

@@ -28,6 +28,8 @@ class CodexTask:
     effort: str | None
     time_limit_s: int | None
     depth: int
+    #: what earlier clones have fetched is not fetched again
+    reuse: bool
     publish: Publish
 
 
@@ -38,8 +40,8 @@ def parse_task(payload: Mapping[str, object]) -> CodexTask:
     another spelling of it must not be able to name another one.
     """
     mode = payload.get("workdirMode")
-    if mode not in (None, "fresh_clone"):
-        raise _invalid(f"workdirMode {mode!r} is not supported: use 'fresh_clone'")
+    if mode not in (None, "fresh_clone", "reuse"):
+        raise _invalid(f"workdirMode is 'fresh_clone' or 'reuse', not {mode!r}")
     codex = payload.get("codex")
     inner = codex if isinstance(codex, dict) else {}
     return CodexTask(
@@ -54,6 +56,7 @@ def parse_task(payload: Mapping[str, object]) -> CodexTask:
         depth=_DEFAULT_DEPTH
         if (depth := _count(payload.get("depth"), "depth", 0, _MAX_DEPTH)) is None
         else depth,
+        reuse=mode == "reuse",
         publish=parse_publish(payload.get("publish")),
     )
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from remote_worker.errors import JobFailed, WorkerError
 from remote_worker.git import Git, GitFailed
+from remote_worker.handlers.clone_cache import CloneCache
 from remote_worker.handlers.plain_files import copy_plain, is_plain
 from remote_worker.repository import Repository
 
@@ -92,7 +93,13 @@ def check_ref(ref: str) -> None:
 
 
 def prepare(
-    git: Git, repository: Repository, *, ref: str | None, depth: int, directory: Path
+    git: Git,
+    repository: Repository,
+    *,
+    ref: str | None,
+    depth: int,
+    directory: Path,
+    cache: CloneCache | None = None,
 ) -> Workspace:
     """Clone a repository at a ref into a new workspace."""
     base, repo = directory / "base.git", directory / "repo"
@@ -104,6 +111,8 @@ def prepare(
         raise JobFailed(f"no clone could be begun: {error}", error_type="invalid_ref") from None
     try:
         start = _resolve(git, repository, ref, cwd=base)
+        if cache is not None:
+            cache.seed(git, repository, base=base)
         fetch(git, repository, start.refspec, depth=depth, base=base)
         commit = git.text(
             f"--git-dir={base}", "rev-parse", "--verify", "--end-of-options",
@@ -111,6 +120,8 @@ def prepare(
         ).strip()  # fmt: skip
     except GitFailed as error:
         raise _not_cloned(repository, error, base) from None
+    if cache is not None:
+        cache.keep(git, repository, base=base, commit=commit)
     try:
         _check_out(git, repository, base=base, repo=repo, commit=commit, branch=start.branch)
     except GitFailed as error:

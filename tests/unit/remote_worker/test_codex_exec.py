@@ -120,7 +120,7 @@ def test_the_workers_own_limit_is_the_longest(run: Run) -> None:
         ({"publish": {"mode": "pr"}}, "publish_not_possible"),
         ({"publish": {"mode": "fork"}}, "invalid_payload"),
         ({"publish": {"mode": "branch", "baseBranch": "-x"}}, "invalid_ref"),
-        ({"workdirMode": "reuse"}, "invalid_payload"),
+        ({"workdirMode": "mine"}, "invalid_payload"),
         ({"instruction": ""}, "invalid_payload"),
     ],
     ids=str,

@@ -67,7 +67,7 @@ def test_model_and_effort_may_stand_under_codex() -> None:
         {"timeLimitSeconds": 10**9},
         {"depth": -1},
         {"depth": 1.5},
-        {"workdirMode": "reuse"},
+        {"workdirMode": "mine"},
         {"workdirMode": "elsewhere"},
         {"publish": "branch"},
         {"publish": {"mode": "fork"}},
