@@ -26,6 +26,7 @@ class Place:
 
 
 PLACES: Final = {
+    "audit": Place("broker.commands.audit:audit", "List and verify who did what.", "edge"),
     "beat": Place("broker.bridge.cli:beat", "Run Celery beat, which nudges the bridge.", "bridge"),
     "bridge": Place("broker.bridge.cli:bridge", "Run the bridge to Celery.", "bridge"),
     "doctor": Place(
@@ -41,7 +42,9 @@ PLACES: Final = {
     "redrive": Place(
         "broker.commands.redrive:redrive", "Bring back jobs that failed for good.", "edge"
     ),
-    "tokens": Place("broker.commands.tokens:tokens", "Create, list and revoke tokens.", "edge"),
+    "tokens": Place(
+        "broker.commands.tokens:tokens", "Create, list, rotate and revoke tokens.", "edge"
+    ),
     "workers": Place(
         "broker.commands.workers:workers", "Look at the remote workers through an edge.", "terminal"
     ),

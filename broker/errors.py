@@ -43,6 +43,12 @@ class WorkerNotFound(TokenNotFound):
     """There is no such worker: no token was made for that name."""
 
 
+class TokenConflict(DrawbridgeError):
+    """This token is not in a state that allows this."""
+
+    code = "worker_token_conflict"
+
+
 class JobStateConflict(DrawbridgeError):
     """The job is not in a status that allows this call."""
 
@@ -71,6 +77,14 @@ class AuthFailed(DrawbridgeError):
     """The credential is missing, malformed, unknown, expired or revoked."""
 
     code = "worker_auth_failed"
+
+    def __init__(
+        self, message: str | None = None, *, why: str = "malformed", credential: str | None = None
+    ) -> None:
+        """Refuse; ``why`` and the credential's id are for the audit, never for the caller."""
+        super().__init__(message)
+        self.why = why
+        self.credential = credential
 
 
 class InvalidPayload(DrawbridgeError):

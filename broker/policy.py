@@ -176,6 +176,8 @@ class Policy:
     capabilities: tuple[str, ...] | None = None
     queues: tuple[str, ...] | None = None
     max_concurrency: int | None = None
+    #: addresses it may be used from, as CIDR
+    ip_ranges: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

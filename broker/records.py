@@ -288,6 +288,8 @@ class Credential:
     expires_at: datetime | None
     revoked_at: datetime | None
     last_used_at: datetime | None
+    #: the token that took this one's place
+    rotated_to: str | None = None
     #: answered from memory because the ledger is away: good for heartbeats only (decision 23)
     stale: bool = False
 
@@ -327,6 +329,8 @@ class Redrive:
     max_rate: float | None = None
     dry_run: bool = False
     requested_by: str | None = None
+    #: address of the caller, for the audit
+    source: str | None = None
 
 
 class RedriveOutcome(StrEnum):

@@ -12,9 +12,10 @@ from typing import Final
 
 from broker.clock import Clock
 from broker.indexing import Indexer
+from broker.ledger import audit
 from broker.ledger import redrive as rows
 from broker.ledger.engine import Ledger
-from broker.records import Redrive, RedriveItem, Redriven, RedriveOutcome
+from broker.records import Job, Redrive, RedriveItem, Redriven, RedriveOutcome
 
 #: jobs brought back in one transaction
 PAGE: Final = 200
@@ -71,10 +72,21 @@ class Redriver:
                     conn, [(found[one], due[one]) for one in sorted(good)],
                     requested_by=asked.requested_by, now=now,
                 )  # fmt: skip
+            if back:
+                audit.append(conn, _act(asked, back), now)
         self._index.put(back)
         status |= {job.id: job.status for job in back}
         verdicts |= {job.id: RedriveOutcome.REDRIVEN for job in back}
         return [RedriveItem(one, verdicts[one], status.get(one), due.get(one)) for one in ids]
+
+
+def _act(asked: Redrive, back: Sequence[Job]) -> audit.Act:
+    return audit.Act(
+        action="jobs.redrive",
+        actor=asked.requested_by or "unknown",
+        source=asked.source,
+        detail={"jobs": [job.id for job in back], "maxRate": asked.max_rate},
+    )
 
 
 class _Pace:

@@ -34,6 +34,8 @@ NAMES: Final = MappingProxyType(
         "DRAWBRIDGE_EDGE_URL": "the edge that `drawbridge jobs` asks",
         "DRAWBRIDGE_EDGE_TOKEN": "the operator's or producer's token it asks with",
         "DRAWBRIDGE_EDGE_TOKEN_FILE": "or the file that holds that token",
+        "DRAWBRIDGE_TRUSTED_PROXIES": "proxies before the edge, as addresses or CIDR, by commas",
+        "DRAWBRIDGE_OIDC_CONFIG": "file of the issuers whose JWTs the edge believes",
         "DRAWBRIDGE_BROKER_URL": "the Celery broker; the bridge's and beat's alone",
         "DRAWBRIDGE_RESULT_BACKEND": "Celery's result backend; the bridge's alone",
         "DRAWBRIDGE_QUEUES": "bridged queues, separated by commas",

@@ -275,6 +275,7 @@ class WorkerTokenSchema(Answer):
     last_used_at = Moment(attribute="credential.last_used_at", allow_none=True)
     queues = Allowed(attribute="credential.policy.queues")
     max_concurrency = fields.Integer(attribute="credential.policy.max_concurrency", allow_none=True)
+    ip_ranges = Allowed(attribute="credential.policy.ip_ranges")
 
 
 class NewTokenSchema(Answer):

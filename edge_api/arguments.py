@@ -325,6 +325,16 @@ class CreateTokenArgs(Args):
     queues = Words()
     max_concurrency = Int(allow_none=True, load_default=None, validate=validate.Range(1, 10_000))
     expires_at = Moment(allow_none=True, load_default=None)
+    ip_ranges = Words()
+
+
+class RotateTokenArgs(Args):
+    """How long both tokens are good, and until when the new one is."""
+
+    body_optional = True
+
+    overlap_seconds = Int(load_default=86_400, validate=validate.Range(0, 90 * 86_400))
+    expires_at = Moment(allow_none=True, load_default=None)
 
 
 class ByeArgs(WorkerArgs):

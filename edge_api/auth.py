@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from enum import StrEnum
-from ipaddress import ip_address
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -14,7 +14,9 @@ from broker.errors import AuthFailed, LedgerUnavailable, NotAuthorized
 from broker.policy import Policy
 from broker.records import Job
 from edge_api.errors import Unauthorized
-from edge_api.services import current_services
+from edge_api.issuers import Unmapped, is_jwt
+from edge_api.services import Services, current_services
+from edge_api.source import Address, allowed, peer_is_loopback, source_of
 
 
 class Kind(StrEnum):
@@ -49,7 +51,11 @@ SECURITY_SCHEMES: Final = MappingProxyType(
     {
         "operator": {"type": "http", "scheme": "bearer"},
         "producer": {"type": "http", "scheme": "bearer"},
-        "worker": {"type": "http", "scheme": "bearer"},
+        "worker": {
+            "type": "http",
+            "scheme": "bearer",
+            "description": "a token of ours, or a JWT that a rule maps to a worker",
+        },
         "workerHeader": {"type": "apiKey", "in": "header", "name": WORKER_HEADERS[0]},
         "fieldWorkerHeader": {"type": "apiKey", "in": "header", "name": WORKER_HEADERS[1]},
     }
@@ -111,6 +117,12 @@ def check_worker_id(claimed: object) -> None:
         raise NotAuthorized("workerId is not the name of this token's worker")
 
 
+def source() -> str | None:
+    """Return the address that makes this request, as the audit writes it."""
+    found: Address | None = g.source
+    return None if found is None else str(found)
+
+
 def guard() -> None:
     """Let a request in or refuse it, before its body is read and before its route is known bad.
 
@@ -120,21 +132,59 @@ def guard() -> None:
     """
     g.principal = None
     view = _view()
-    allowed: frozenset[Kind] | None = getattr(view, ALLOWED, None)
-    if allowed is not None and not allowed:
+    allowed_kinds: frozenset[Kind] | None = getattr(view, ALLOWED, None)
+    if allowed_kinds is not None and not allowed_kinds:
         return
+    services = current_services()
+    g.source = source_of(request, services.settings.trusted_proxies)
     try:
-        g.principal = caller = _authenticate(request)
-    except AuthFailed:
-        if allowed == ONLY_WORKERS:
+        g.principal = caller = _authenticate(services)
+    except AuthFailed as error:
+        _refused(error.why, error.credential)
+        if allowed_kinds == ONLY_WORKERS:
             raise
         raise Unauthorized from None
+    except Unmapped as error:
+        _refused("unmapped", error.who)
+        raise
+    except OutOfRange as error:
+        _refused("address", error.credential)
+        raise
     if caller.worker_id is not None:
-        current_services().presence.seen(caller.worker_id)
+        services.presence.seen(caller.worker_id)
     if request.routing_exception is not None:
         return  # Flask raises it next, to whoever may know
-    if allowed is None or caller.kind not in allowed:
+    if allowed_kinds is None or caller.kind not in allowed_kinds:
+        _refused("kind", caller.id)
         raise NotAuthorized
+
+
+def proof() -> Callable[[], Principal]:
+    """Return what proves this request's credential once more, for calls that wait.
+
+    It raises as ``guard`` does once the credential is revoked, expired or out of its range.
+    """
+    services, presented, address = current_services(), _presented(request), g.source
+    if presented is None:
+        raise AuthFailed(why="missing")
+    return lambda: _prove(services, presented, address)
+
+
+class OutOfRange(NotAuthorized):
+    """This credential may not be used from this address."""
+
+    def __init__(self, credential: str) -> None:
+        super().__init__()
+        self.credential = credential
+
+
+@dataclass(frozen=True, slots=True)
+class _Presented:
+    """What a request shows of itself."""
+
+    text: str = field(repr=False)
+    #: it came in a header that only workers use
+    workers_only: bool
 
 
 def _view() -> Any:
@@ -146,44 +196,61 @@ def _view() -> Any:
     return getattr(getattr(view, "view_class", view), method, view)
 
 
-def _authenticate(request: Request) -> Principal:
-    services = current_services()
-    worker_token = _worker_token(request)
-    text = _bearer(request) if worker_token is None else worker_token
-    if text is None:
+def _authenticate(services: Services) -> Principal:
+    presented = _presented(request)
+    if presented is None:
         if services.settings.auth_disabled and _is_local(request):
             return LOCAL
-        raise AuthFailed
-    credential = services.credentials.verify(text, now=services.clock.now())
-    kind = Kind(credential.kind)
-    if worker_token is not None and kind is not Kind.WORKER:
-        raise AuthFailed
-    if credential.stale and request.endpoint != HEARTBEAT:
-        raise LedgerUnavailable
-    return Principal(kind, credential.id, credential.worker_id, credential.policy)
+        raise AuthFailed(why="missing")
+    return _prove(services, presented, g.source)
 
 
-def _worker_token(request: Request) -> str | None:
+def _prove(services: Services, presented: _Presented, address: Address | None) -> Principal:
+    now = services.clock.now()
+    if services.oidc is not None and is_jwt(presented.text) and not presented.workers_only:
+        jwt = services.oidc.prove(presented.text, now=now)
+        caller = Principal(Kind(jwt.kind), jwt.id, jwt.worker_id, jwt.policy)
+    else:
+        credential = services.credentials.verify(presented.text, now=now)
+        kind = Kind(credential.kind)
+        if presented.workers_only and kind is not Kind.WORKER:
+            raise AuthFailed(why="kind", credential=credential.id)
+        if credential.stale and request.endpoint != HEARTBEAT:
+            raise LedgerUnavailable
+        caller = Principal(kind, credential.id, credential.worker_id, credential.policy)
+    if not allowed(address, caller.policy.ip_ranges):
+        raise OutOfRange(caller.id)
+    return caller
+
+
+def _refused(why: str, credential: str | None) -> None:
+    """Leave a trace of a refused credential; none at all is nothing to be told of."""
+    if why == "missing":
+        return
+    services = current_services()
+    services.refusals.note(
+        why,
+        credential=credential,
+        source=source(),
+        route=str(request.url_rule or "-"),
+        now=services.clock.now(),
+    )
+
+
+def _presented(request: Request) -> _Presented | None:
     for name in WORKER_HEADERS:
         if name in request.headers:
-            return request.headers[name]
-    return None
-
-
-def _bearer(request: Request) -> str | None:
+            return _Presented(request.headers[name], workers_only=True)
     if "Authorization" not in request.headers:
         return None
     scheme, _, token = request.headers["Authorization"].partition(" ")
     if scheme != "Bearer":
-        raise AuthFailed
-    return token
+        raise AuthFailed(why="scheme")
+    return _Presented(token, workers_only=False)
 
 
 def _is_local(request: Request) -> bool:
     # A proxy on this machine makes the whole world look local.
     if any(name in request.headers for name in FORWARDED_HEADERS):
         return False
-    try:
-        return ip_address(request.remote_addr or "").is_loopback
-    except ValueError:
-        return False
+    return peer_is_loopback(request)

@@ -10,7 +10,7 @@ from broker.records import Redrive, RedriveFilter, Redriven
 from broker.states import Status
 from edge_api.answers import RedrivenSchema
 from edge_api.arguments import RedriveArgs
-from edge_api.auth import Kind, principal
+from edge_api.auth import Kind, principal, source
 from edge_api.services import current_services
 from edge_api.smorest import PREFIX, Blueprint
 
@@ -49,5 +49,6 @@ class RedriveJobs(MethodView):
                 max_rate=args["max_rate"],
                 dry_run=args["dry_run"],
                 requested_by=principal().id,
+                source=source(),
             )
         )

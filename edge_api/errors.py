@@ -75,6 +75,7 @@ STATUS: Final[Mapping[type[DrawbridgeError], int]] = MappingProxyType(
         queue_errors.JobNotFound: 404,
         queue_errors.ArtifactNotFound: 404,
         queue_errors.TokenNotFound: 404,
+        queue_errors.TokenConflict: 409,
         queue_errors.JobStateConflict: 409,
         queue_errors.OwnershipMismatch: 409,
         queue_errors.ArtifactConflict: 409,

@@ -31,7 +31,7 @@ from edge_api.arguments import (
     HeartbeatArgs,
     ReleaseArgs,
 )
-from edge_api.auth import Kind, principal
+from edge_api.auth import Kind, principal, proof
 from edge_api.errors import status_of
 from edge_api.fields import json_size
 from edge_api.holding import holder_of, job_id_of, own
@@ -57,8 +57,12 @@ class Claim(MethodView):
         The same Idempotency-Key within the lease gives the same jobs again.
         """
         request = _request(args, headers["idempotency_key"])
+        prove = proof()
         jobs = current_services().waiting.claim(
-            request, wait_s=args["wait_seconds"], left=partial(caller_left, flask.request.environ)
+            request,
+            wait_s=args["wait_seconds"],
+            left=partial(caller_left, flask.request.environ),
+            policy=lambda: prove().policy,
         )
         return _granted(jobs)
 

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final, Self, cast
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Self, cast
 
 from flask import current_app
 
 from broker.clock import Clock
+from broker.errors import ConfigurationError
 from broker.files import ArtifactStore
 from broker.ledger.credentials import Credentials
 from broker.ledger.engine import Ledger
 from broker.queue import JobQueue
 from broker.reservations.store import Reservations
 from edge_api.presence import Presence
+from edge_api.refusals import Refusals
 from edge_api.settings import EdgeSettings
 from edge_api.waiting import Waiting
+
+if TYPE_CHECKING:
+    from edge_api.oidc import Oidc
 
 EXTENSION: Final = "drawbridge"
 
@@ -31,6 +37,9 @@ class Services:
     clock: Clock
     presence: Presence
     waiting: Waiting
+    refusals: Refusals
+    #: None when no issuer is believed
+    oidc: Oidc | None = None
 
     @classmethod
     def connect(cls, settings: EdgeSettings) -> Self:
@@ -59,13 +68,27 @@ class Services:
                 drains=presence.drains,
                 capacity=settings.waits_max,
             ),
+            refusals=Refusals(ledger),
+            oidc=None if settings.oidc_config is None else _oidc(settings.oidc_config),
         )
 
     def close(self) -> None:
         """End waiting calls and let the stores go."""
         self.waiting.join()
+        self.refusals.close(self.clock.now())
         self.queue.reservations.close()
         self.queue.ledger.close()
+
+
+def _oidc(path: Path) -> Oidc:
+    try:
+        from edge_api.oidc import Oidc  # noqa: PLC0415  an extra, for those who ask for it
+    except ModuleNotFoundError as error:
+        raise ConfigurationError(
+            f"DRAWBRIDGE_OIDC_CONFIG needs {error.name}; "
+            "run: pip install 'celery-drawbridge[edge,oidc]'"
+        ) from None
+    return Oidc(path)
 
 
 def current_services() -> Services:

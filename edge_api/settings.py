@@ -6,10 +6,12 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final, Self
 
 from broker.errors import ConfigurationError
 from broker.settings import BridgeSettings, Environment, QueueSettings, StoreSettings
+from edge_api.source import Network, networks
 
 #: a URL whose name says that it is a broker's, or whose scheme is a broker's whatever its name
 _BROKER_NAME: Final = re.compile(r"BROKER|AMQP|RABBIT", re.IGNORECASE)
@@ -32,6 +34,10 @@ class EdgeSettings:
     default_queue: str = "remote"
     #: whether callers on this machine need no operator token (decision 39)
     auth_disabled: bool = False
+    #: whose word about the client's address counts
+    trusted_proxies: tuple[Network, ...] = ()
+    #: the file that says which JWTs are believed; None: none are
+    oidc_config: Path | None = None
     #: calls served at once
     threads: int = THREADS
     #: the rhythm asked of workers, in seconds
@@ -61,8 +67,22 @@ class EdgeSettings:
             queue=QueueSettings.from_env(values),
             default_queue=BridgeSettings.from_env(values).queues[0],
             auth_disabled=provider == "disabled",
+            trusted_proxies=_proxies(env),
+            oidc_config=_oidc(env),
             threads=threads,
         )
+
+
+def _proxies(env: Environment) -> tuple[Network, ...]:
+    try:
+        return networks(env.words("DRAWBRIDGE_TRUSTED_PROXIES", ()))
+    except ValueError as error:
+        raise ConfigurationError(f"DRAWBRIDGE_TRUSTED_PROXIES: {error}") from None
+
+
+def _oidc(env: Environment) -> Path | None:
+    named = env.get("DRAWBRIDGE_OIDC_CONFIG")
+    return None if named is None else Path(named)
 
 
 def _refuse_broker(environ: Mapping[str, str]) -> None:

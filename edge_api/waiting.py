@@ -14,14 +14,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import Final, Protocol, TypeVar
 
 from cachetools import TTLCache
 
-from broker.errors import Unavailable
-from broker.policy import Eligibility, Lane
+from broker.errors import DrawbridgeError, Unavailable
+from broker.policy import Eligibility, Lane, Policy
 from broker.records import ClaimRequest, Job
 from edge_api import figures
 from edge_api.order_waits import OrderWaits
@@ -163,24 +163,32 @@ class Waiting:
         *,
         wait_s: float,
         left: Callable[[], bool] = lambda: False,
+        policy: Callable[[], Policy] | None = None,
     ) -> list[Job]:
         """Claim, and while there is nothing wait up to ``wait_s`` for it.
 
         ``left`` tells whether the caller has gone: nothing is claimed for nobody, and its place
-        is another's.
+        is another's. ``policy`` says before every further look what the worker may run by then, or
+        refuses it: a credential may be revoked or restricted while its worker waits.
 
         Raises:
             Crowded: there is nothing, and no place to wait for it.
         """
         try:
-            jobs = self._claim(request, wait_s, left)
+            jobs = self._claim(request, wait_s, left, policy)
         except Crowded:
             figures.crowded()
             raise
         figures.claimed(len(jobs))
         return jobs
 
-    def _claim(self, request: ClaimRequest, wait_s: float, left: Callable[[], bool]) -> list[Job]:
+    def _claim(
+        self,
+        request: ClaimRequest,
+        wait_s: float,
+        left: Callable[[], bool],
+        policy: Callable[[], Policy] | None,
+    ) -> list[Job]:
         if self._has_gone(request):
             return []
         jobs = self._try(request)
@@ -189,7 +197,7 @@ class Waiting:
         waiter = _Waiter(request, self._queue.eligibility(request))
         ticket = self._park(waiter)
         try:
-            return self._wait(ticket, waiter, time.monotonic() + wait_s, left)
+            return self._wait(ticket, waiter, time.monotonic() + wait_s, left, policy)
         finally:
             self._leave(ticket, waiter)
 
@@ -246,7 +254,12 @@ class Waiting:
             return ticket
 
     def _wait(
-        self, ticket: int, waiter: _Waiter, until: float, left: Callable[[], bool]
+        self,
+        ticket: int,
+        waiter: _Waiter,
+        until: float,
+        left: Callable[[], bool],
+        policy: Callable[[], Policy] | None,
     ) -> list[Job]:
         wake = None
         # The first look closes the gap between the try before and the place in the line.
@@ -255,6 +268,12 @@ class Waiting:
             if left():
                 waiter.wake = wake
                 break
+            if policy is not None:
+                try:
+                    self._judge(waiter, policy())
+                except DrawbridgeError:
+                    waiter.wake = wake
+                    raise
             if jobs := self._try(waiter.request):
                 return jobs
             if wake is not None and waiter.request.policy.max_concurrency is not None:
@@ -269,6 +288,14 @@ class Waiting:
                 wake, waiter.wake = waiter.wake, None
                 waiter.event.clear()
         return []
+
+    def _judge(self, waiter: _Waiter, policy: Policy) -> None:
+        """Let a waiter go on under the policy that its credential has now."""
+        if policy != waiter.request.policy:
+            request = replace(waiter.request, policy=policy)
+            eligible = self._queue.eligibility(request)
+            with self._lock:
+                waiter.request, waiter.eligible = request, eligible
 
     def _leave(self, ticket: int, waiter: _Waiter) -> None:
         with self._lock:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Final
 
 from flask.views import MethodView
@@ -17,8 +17,14 @@ from edge_api.answers import (
     WorkerTokenSchema,
     WorkerTokensSchema,
 )
-from edge_api.arguments import ByeArgs, CreateTokenArgs, HelloArgs, LimitArgs
-from edge_api.auth import Kind, principal
+from edge_api.arguments import (
+    ByeArgs,
+    CreateTokenArgs,
+    HelloArgs,
+    LimitArgs,
+    RotateTokenArgs,
+)
+from edge_api.auth import Kind, principal, source
 from edge_api.fields import camel
 from edge_api.services import current_services
 from edge_api.smorest import PREFIX, Blueprint
@@ -78,6 +84,7 @@ class Tokens(MethodView):
             capabilities=_tuple(args["capabilities"]),
             queues=_tuple(args["queues"]),
             max_concurrency=args["max_concurrency"],
+            ip_ranges=_tuple(args["ip_ranges"]),
         )
         credential, text = services.credentials.create(
             Kind.WORKER,
@@ -86,6 +93,7 @@ class Tokens(MethodView):
             policy=policy,
             expires_at=args["expires_at"],
             created_by=principal().id,
+            source=source(),
             now=now,
         )
         return {"token": text, "worker_token": listed(credential, now)}
@@ -115,7 +123,37 @@ class Revoke(MethodView):
         """
         services = current_services()
         now = services.clock.now()
-        return listed(services.credentials.revoke(token_id, kind=Kind.WORKER, now=now), now)
+        credential = services.credentials.revoke(
+            token_id, kind=Kind.WORKER, revoked_by=principal().id, source=source(), now=now
+        )
+        return listed(credential, now)
+
+
+@blp.route("/tokens/<string:token_id>/rotate", endpoint="rotate")
+class Rotate(MethodView):
+    """The change of a token."""
+
+    @blp.allow(Kind.OPERATOR)
+    @blp.arguments(RotateTokenArgs)
+    @blp.response(201, NewTokenSchema)
+    def post(self, args: dict[str, Any], token_id: str) -> dict[str, Any]:
+        """Give a worker a new token, shown this once; the old one stays good for a while.
+
+        ---
+        A repeat, while nobody has used the new one, replaces that one.
+        """
+        services = current_services()
+        now = services.clock.now()
+        credential, text = services.credentials.rotate(
+            token_id,
+            kind=Kind.WORKER,
+            overlap=timedelta(seconds=args["overlap_seconds"]),
+            expires_at=args["expires_at"],
+            rotated_by=principal().id,
+            source=source(),
+            now=now,
+        )
+        return {"token": text, "worker_token": listed(credential, now)}
 
 
 @blp.route("/hello", endpoint="hello")

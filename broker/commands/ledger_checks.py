@@ -13,7 +13,8 @@ from broker.commands.findings import Finding, Level, age, ok, problem, skipped
 from broker.commands.opening import said_where
 from broker.errors import ConfigurationError, LedgerUnavailable
 from broker.ledger import outbox
-from broker.ledger.credentials import Credentials, state
+from broker.ledger.credential_rows import state
+from broker.ledger.credentials import Credentials
 from broker.ledger.engine import Ledger, parse_url
 from broker.ledger.migrate import revisions
 from broker.ledger.queues import queue_names

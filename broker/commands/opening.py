@@ -1,9 +1,11 @@
-"""The only one to know how a command opens the ledger, and what it says when it cannot."""
+"""The only one to know how a command opens the ledger, as whom, and what it says when it cannot."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Final
 
 import sqlalchemy as sa
 
@@ -11,6 +13,14 @@ from broker.errors import ConfigurationError, LedgerUnavailable
 from broker.ledger.engine import Ledger, parse_url
 from broker.ledger.migrate import revisions
 from broker.settings import StoreSettings
+
+#: who does what a command does, as the audit says it
+ACTOR: Final = "cli"
+
+
+def source() -> str:
+    """Say for the audit which user of this machine runs the command."""
+    return f"uid {os.getuid()}"
 
 
 @contextmanager

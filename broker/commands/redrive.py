@@ -9,7 +9,7 @@ from typing import Final
 import click
 
 from broker.clock import Clock
-from broker.commands.opening import opened
+from broker.commands.opening import ACTOR, opened, source
 from broker.commands.tokens import span
 from broker.queue import JobQueue
 from broker.records import Redrive, RedriveFilter, RedriveItem, Redriven
@@ -66,7 +66,10 @@ def redrive(
             since=None if since is None else moment(since, datetime.now(UTC)),
             limit=limit or LIMIT,
         )
-    asked = Redrive(ids=ids, filter=wanted, max_rate=max_rate, dry_run=dry_run, requested_by="cli")
+    asked = Redrive(
+        ids=ids, filter=wanted, max_rate=max_rate, dry_run=dry_run,
+        requested_by=ACTOR, source=source(),
+    )  # fmt: skip
     done = _redrive(asked)
     click.echo(json.dumps(_for_scripts(done)) if as_json else _for_people(done, dry_run=dry_run))
 

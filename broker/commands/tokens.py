@@ -1,30 +1,30 @@
-"""The commands ``drawbridge tokens create``, ``list`` and ``revoke``."""
+"""The commands ``drawbridge tokens create``, ``list``, ``rotate``, ``allow`` and ``revoke``."""
 
 from __future__ import annotations
 
 import json
-import os
 import re
-import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, TypeVar
 
 import click
 
-from broker.commands.opening import opened
-from broker.errors import ConfigurationError
-from broker.ledger.credentials import Credentials, state
+from broker.commands.handover import delivery, for_scripts, hand_over, minute
+from broker.commands.opening import ACTOR, opened, source
+from broker.errors import Unavailable
+from broker.ledger.credential_rows import state
+from broker.ledger.credentials import Credentials
 from broker.policy import Policy
-from broker.records import Credential
 from broker.reservations.store import Reservations
 from broker.settings import StoreSettings
 from broker.tokens import KINDS
 
 _SPAN: Final = re.compile(r"([1-9][0-9]{0,4})([smhd])")
 _UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+F = TypeVar("F", bound=Callable[..., Any])
 _KIND: Final = click.Choice(sorted(KINDS.values()))
 
 
@@ -38,79 +38,168 @@ def span(text: str) -> timedelta:
     return timedelta(**{_UNITS[match[2]]: int(match[1])})
 
 
+def _options(*options: Callable[[F], F]) -> Callable[[F], F]:
+    """Give several commands the same options."""
+
+    def declare(command: F) -> F:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return declare
+
+
+#: what a worker's token may allow, as the contract names it
+_policy: Final = _options(
+    click.option(
+        "--allow-repository",
+        "repositories",
+        multiple=True,
+        help="Owner/Name, URL, or a pattern such as Owner/*; repeatable. Without it: any.",
+    ),
+    click.option(
+        "--allow-type", "types", multiple=True, help="Job type; repeatable. Without it: any."
+    ),
+    click.option("--capability", "capabilities", multiple=True, help="What it can do; repeatable."),
+    click.option("--queue", "queues", multiple=True, help="Queue; repeatable. Without it: any."),
+    click.option("--max-concurrency", type=click.IntRange(min=1), help="Jobs it may hold at once."),
+    click.option(
+        "--ip-range",
+        "ip_ranges",
+        multiple=True,
+        help="Address or CIDR range it may call from; repeatable. Without it: any.",
+    ),
+)
+_handover: Final = _options(
+    click.option(
+        "--token-file",
+        type=click.Path(dir_okay=False, path_type=Path),
+        help="Write the token there, for the owner's eyes only, instead of showing it.",
+    ),
+    click.option("--force", is_flag=True, help="Replace the token file if it is there."),
+    click.option("--json", "as_json", is_flag=True, help="Say it for a script."),
+)
+
+
+@contextmanager
+def _credentials() -> Iterator[Credentials]:
+    """Open the credentials; the reservations may be away, and the edges then follow in 5 s."""
+    settings = StoreSettings.from_env()
+    reservations = Reservations.connect(settings.reservations_url)
+
+    def tell(token_id: str) -> None:
+        with suppress(Unavailable):
+            reservations.revoke(token_id)
+
+    try:
+        with opened(settings) as ledger:
+            yield Credentials(ledger, on_revoke=tell)
+    finally:
+        reservations.close()
+
+
 @click.group()
 def tokens() -> None:
-    """Create, list and revoke tokens."""
+    """Create, list, rotate, restrict and revoke tokens."""
 
 
 @tokens.command()
 @click.option("--kind", required=True, type=_KIND)
 @click.option("--worker-id", help="The worker's name, for kind worker.")
 @click.option("--description", help="For whoever reads the list.")
-@click.option(
-    "--allow-repository",
-    "repositories",
-    multiple=True,
-    help="Owner/Name, URL, or a pattern such as Owner/*; repeatable. Without it: any.",
-)
-@click.option("--allow-type", "types", multiple=True, help="Job type; repeatable. Without it: any.")
-@click.option("--capability", "capabilities", multiple=True, help="What it can do; repeatable.")
-@click.option("--queue", "queues", multiple=True, help="Queue; repeatable. Without it: any.")
-@click.option("--max-concurrency", type=click.IntRange(min=1), help="Jobs it may hold at once.")
+@_policy
 @click.option("--expires-in", type=span, default="90d", show_default=True, help="Or: never.")
-@click.option(
-    "--token-file",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="Write the token there, for the owner's eyes only, instead of showing it.",
-)
-@click.option("--json", "as_json", is_flag=True, help="Say it for a script.")
+@_handover
 def create(
     *,
     kind: str,
     worker_id: str | None,
     description: str | None,
-    repositories: tuple[str, ...],
-    types: tuple[str, ...],
-    capabilities: tuple[str, ...],
-    queues: tuple[str, ...],
-    max_concurrency: int | None,
     expires_in: timedelta,
     token_file: Path | None,
+    force: bool,
     as_json: bool,
+    **allowed: Any,
 ) -> None:
     """Create a token and show it, this once.
 
     Standard output holds the token alone; what it is for is said on standard error.
     """
     now = datetime.now(UTC)
-    policy = Policy(
-        types=types or None,
-        repositories=repositories or None,
-        capabilities=capabilities or None,
-        queues=queues or None,
-        max_concurrency=max_concurrency,
-    )
-    with opened(StoreSettings.from_env()) as ledger, _delivery(token_file) as deliver:
+    with opened(StoreSettings.from_env()) as ledger, delivery(token_file, force=force) as deliver:
         credential, text = Credentials(ledger).create(
             kind,
             worker_id=worker_id,
             description=description,
-            policy=policy,
+            policy=_policy_of(allowed),
             expires_at=now + expires_in if expires_in else None,
-            created_by="cli",
+            created_by=ACTOR,
+            source=source(),
             now=now,
         )
         deliver(text)
+    hand_over(credential, text, token_file=token_file, as_json=as_json, now=now)
+
+
+@tokens.command()
+@click.argument("token_id", metavar="ID")
+@click.option(
+    "--overlap",
+    type=span,
+    default="1d",
+    show_default=True,
+    help="How long the old one stays good beside the new one.",
+)
+@click.option("--expires-in", type=span, help="Of the new one. Without it: as long as the old one.")
+@_handover
+def rotate(
+    *,
+    token_id: str,
+    overlap: timedelta,
+    expires_in: timedelta | None,
+    token_file: Path | None,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Put a new token in the place of an old one, and show it, this once.
+
+    Both are good until the overlap is over; what the worker holds goes on. Again, while nobody has
+    used the new one, replaces that one.
+    """
+    if expires_in is not None and not expires_in:
+        raise click.UsageError("A rotation ends some day: name a time for --expires-in.")
+    now = datetime.now(UTC)
+    with _credentials() as credentials, delivery(token_file, force=force) as deliver:
+        credential, text = credentials.rotate(
+            token_id,
+            overlap=overlap,
+            expires_at=now + expires_in if expires_in else None,
+            rotated_by=ACTOR,
+            source=source(),
+            now=now,
+        )
+        deliver(text)
+    hand_over(credential, text, token_file=token_file, as_json=as_json, now=now)
+
+
+@tokens.command()
+@click.argument("token_id", metavar="ID")
+@_policy
+@click.option("--json", "as_json", is_flag=True, help="Say it for a script.")
+def allow(*, token_id: str, as_json: bool, **allowed: Any) -> None:
+    """Replace what a worker's token allows; what is not named is not restricted.
+
+    The next claim obeys, within 5 seconds on every edge; what the worker holds it may finish.
+    """
+    now = datetime.now(UTC)
+    with _credentials() as credentials:
+        changed = credentials.allow(
+            token_id, _policy_of(allowed), changed_by=ACTOR, source=source(), now=now
+        )
     if as_json:
-        shown = {} if token_file else {"token": text}
-        click.echo(json.dumps({**shown, **_for_scripts(credential, now)}))
-        return
-    if token_file is None:
-        click.echo(text)
-    owner = f"{kind} {worker_id}" if worker_id else kind
-    place = f"in {token_file}" if token_file else "shown above, and never again"
-    until = _minute(credential.expires_at) or "it is revoked"
-    click.echo(f"Token {credential.id} for {owner}, valid until {until}: {place}.", err=True)
+        click.echo(json.dumps(for_scripts(changed, now)))
+    else:
+        click.echo(f"Token {changed.id} allows what was named; within 5 seconds on every edge.")
 
 
 @tokens.command("list")
@@ -123,7 +212,7 @@ def show(*, kind: str | None, limit: int, as_json: bool) -> None:
     with opened(StoreSettings.from_env()) as ledger:
         found = Credentials(ledger).list(kind=kind, limit=limit)
     if as_json:
-        click.echo(json.dumps({"items": [_for_scripts(one, now) for one in found]}))
+        click.echo(json.dumps({"items": [for_scripts(one, now) for one in found]}))
         return
     rows = [("ID", "KIND", "WORKER", "STATE", "EXPIRES", "LAST USED", "DESCRIPTION")]
     rows += [
@@ -132,8 +221,8 @@ def show(*, kind: str | None, limit: int, as_json: bool) -> None:
             one.kind,
             one.worker_id or "-",
             state(one, now),
-            _minute(one.expires_at) or "never",
-            _minute(one.last_used_at) or "never",
+            minute(one.expires_at) or "never",
+            minute(one.last_used_at) or "never",
             # A description comes from anyone who may create tokens, the terminal is the reader's.
             re.sub(r"[^ -~]", "?", one.description or ""),
         )
@@ -151,63 +240,14 @@ def show(*, kind: str | None, limit: int, as_json: bool) -> None:
 def revoke(*, token_id: str, as_json: bool) -> None:
     """End a token for good; a second time changes nothing."""
     now = datetime.now(UTC)
-    settings = StoreSettings.from_env()
-    reservations = Reservations.connect(settings.reservations_url)
-    try:
-        with opened(settings) as ledger:
-            credential = Credentials(ledger, on_revoke=reservations.revoke).revoke(
-                token_id, now=now
-            )
-    finally:
-        reservations.close()
+    with _credentials() as credentials:
+        credential = credentials.revoke(token_id, revoked_by=ACTOR, source=source(), now=now)
     if as_json:
-        click.echo(json.dumps(_for_scripts(credential, now)))
+        click.echo(json.dumps(for_scripts(credential, now)))
     else:
         click.echo(f"Token {credential.id} is revoked; within 5 seconds every edge refuses it.")
 
 
-@contextmanager
-def _delivery(path: Path | None) -> Iterator[Callable[[str], object]]:
-    """Make room for the token before it exists: one that nobody can read is worse than none."""
-    if path is None:
-        yield lambda _: None
-        return
-    try:
-        number, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    except OSError as error:
-        raise ConfigurationError(f"{path} cannot be written: {error.strerror}") from error
-    part = Path(name)
-    try:
-        with os.fdopen(number, "w", encoding="ascii") as file:
-            yield lambda text: file.write(f"{text}\n")
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def _for_scripts(one: Credential, now: datetime) -> dict[str, object]:
-    """Name the fields as the contract's WorkerToken does."""
-    return {
-        "id": one.id,
-        "kind": one.kind,
-        "workerId": one.worker_id,
-        "description": one.description,
-        "allowedRepositories": one.policy.repositories,
-        "allowedJobTypes": one.policy.types,
-        "capabilities": one.policy.capabilities,
-        "queues": one.policy.queues,
-        "maxConcurrency": one.policy.max_concurrency,
-        "isActive": state(one, now) == "active",
-        "createdAt": _moment(one.created_at),
-        "expiresAt": _moment(one.expires_at),
-        "lastUsedAt": _moment(one.last_used_at),
-        "revokedAt": _moment(one.revoked_at),
-    }
-
-
-def _moment(moment: datetime | None) -> str | None:
-    return None if moment is None else moment.isoformat().replace("+00:00", "Z")
-
-
-def _minute(moment: datetime | None) -> str | None:
-    return None if moment is None else f"{moment:%Y-%m-%d %H:%M} UTC"
+def _policy_of(allowed: dict[str, Any]) -> Policy:
+    """Read the options of a policy; one that was not given does not restrict."""
+    return Policy(**{name: value or None for name, value in allowed.items()})

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hmac
 import logging
-import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Any, Final
 
@@ -16,25 +14,26 @@ import sqlalchemy as sa
 from broker import tokens
 from broker.errors import (
     AuthFailed,
-    InvalidPayload,
     LedgerUnavailable,
-    TokenNotFound,
+    TokenConflict,
     Unavailable,
 )
+from broker.ledger import audit
+from broker.ledger import credential_rows as rows
+from broker.ledger import credential_rules as rules
+from broker.ledger.audit import Act
 from broker.ledger.engine import Ledger
 from broker.ledger.models import CredentialRow
 from broker.ledger.remembered import FRESH_S, USED_EVERY_S, Known, Remembered
-from broker.policy import Policy, repository_pattern
+from broker.policy import Policy
 from broker.records import Credential
 
 logger = logging.getLogger(__name__)
 
 #: a note of use is not worth waiting for a writer
 USED_PATIENCE_S: Final = 0.05
-WORKER_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
-_WORD_MAX: Final = 255
-#: PostgreSQL refuses NUL, UTF-8 half of a pair
-_UNSTORABLE: Final = re.compile("[\x00\ud800-\udfff]")
+#: who is named in the audit when nobody said
+_NOBODY: Final = "unknown"
 _NO_DIGEST: Final = "0" * 64
 
 
@@ -67,6 +66,7 @@ class Credentials:
         policy: Policy | None = None,
         expires_at: datetime | None = None,
         created_by: str | None = None,
+        source: str | None = None,
         now: datetime,
     ) -> tuple[Credential, str]:
         """Store a new credential and return it with its token, which nobody can show again.
@@ -75,68 +75,147 @@ class Credentials:
             InvalidPayload: a worker without a name, a name or policy on another kind, a policy or
                 a moment that makes no sense.
         """
-        _check_owner(kind, worker_id, policy)
-        if expires_at is not None and expires_at <= now:
-            raise InvalidPayload("expiresAt lies in the past")
-        if description is not None and _UNSTORABLE.search(description):
-            raise InvalidPayload("description holds what no database stores")
-        issued = tokens.issue(kind)
-        row = {
-            "id": issued.id,
+        rules.check_owner(kind, worker_id, policy)
+        rules.check_expiry(expires_at, now)
+        rules.check_description(description)
+        new = {
             "kind": kind,
-            "secret_sha256": issued.secret_sha256,
             "worker_id": worker_id,
             "description": description,
-            "policy": dataclasses.asdict(_canonical(policy or Policy())),
-            "created_at": now,
+            "policy": rules.stored(rules.canonical(policy or Policy())),
             "created_by": created_by,
             "expires_at": expires_at,
         }
         with self._ledger.write() as connection:
-            stored = connection.execute(sa.insert(CredentialRow).values(row).returning(*_COLUMNS))
-            credential = _known(stored.one()).credential
-        return credential, issued.text
+            credential, text = rows.insert(connection, new, now)
+            act = _act("token.create", created_by, source, credential.id, **rules.said(credential))
+            audit.append(connection, act, now)
+        return credential, text
 
     def list(self, *, kind: str | None = None, limit: int = 50) -> list[Credential]:
         """Return the newest credentials, revoked and expired ones too."""
-        query = sa.select(*_COLUMNS).order_by(
-            CredentialRow.created_at.desc(), CredentialRow.id.desc()
-        )
-        if kind is not None:
-            query = query.where(CredentialRow.kind == kind)
         with self._ledger.read() as connection:
-            return [_known(row).credential for row in connection.execute(query.limit(limit))]
+            return rows.newest(connection, kind=kind, limit=limit)
 
-    def revoke(self, token_id: str, *, kind: str | None = None, now: datetime) -> Credential:
+    def rotate(
+        self,
+        token_id: str,
+        *,
+        kind: str | None = None,
+        overlap: timedelta,
+        expires_at: datetime | None = None,
+        rotated_by: str | None = None,
+        source: str | None = None,
+        now: datetime,
+    ) -> tuple[Credential, str]:
+        """Put a new token in the place of one that goes on being good for ``overlap``.
+
+        Without ``expires_at`` the new one lives as long as the old one was meant to. Again, while
+        nobody has used the new one: that one is revoked for another, so at most two are good.
+
+        Raises:
+            TokenNotFound: no credential, or none of this kind, has this id.
+            TokenConflict: it is no longer good, or the new one is in use already.
+            InvalidPayload: ``expires_at`` has passed.
+        """
+        rules.check_expiry(expires_at, now)
+        with self._ledger.write() as connection:
+            old = rows.get(connection, token_id, kind)
+            if not rows.valid(old, now):
+                raise TokenConflict(f"This token is {rows.state(old, now)}; create a new one")
+            lost = rows.unused_successor(connection, old, now)
+            # a rotation has shortened the old one's life: the new one's is what was meant
+            meant = lost or old
+            if expires_at is None and meant.expires_at is not None:
+                expires_at = now + (meant.expires_at - meant.created_at)
+            new = {
+                "kind": old.kind,
+                "worker_id": old.worker_id,
+                "description": old.description,
+                "policy": rules.stored(old.policy),
+                "created_by": rotated_by,
+                "expires_at": expires_at,
+            }
+            credential, text = rows.insert(connection, new, now)
+            until = min(now + overlap, old.expires_at or now + overlap)
+            rows.change(connection, old.id, expires_at=until, rotated_to=credential.id)
+            if lost is not None:
+                rows.change(connection, lost.id, revoked_at=now)
+            said = rules.said(credential) | {"from": old.id, "until": until.isoformat()}
+            said["revoked"] = None if lost is None else lost.id
+            act = _act("token.rotate", rotated_by, source, credential.id, **said)
+            audit.append(connection, act, now)
+        self._tell(old.id, revoked=False)
+        if lost is not None:
+            self._tell(lost.id)
+        return credential, text
+
+    def allow(
+        self,
+        token_id: str,
+        policy: Policy,
+        *,
+        changed_by: str | None = None,
+        source: str | None = None,
+        now: datetime,
+    ) -> Credential:
+        """Give a worker's credential another policy, which every edge follows within ``FRESH_S``.
+
+        What its worker already holds it may finish; its next claim is judged by the new one.
+
+        Raises:
+            TokenNotFound: no worker's credential has this id.
+            InvalidPayload: the policy makes no sense.
+        """
+        after = rules.stored(rules.canonical(policy))
+        with self._ledger.write() as connection:
+            old = rows.get(connection, token_id, "worker")
+            rows.change(connection, token_id, policy=after)
+            said = {"before": rules.stored(old.policy), "after": after}
+            audit.append(connection, _act("token.allow", changed_by, source, token_id, **said), now)
+            changed = rows.get(connection, token_id, "worker")
+        self._tell(token_id, revoked=False)
+        return changed
+
+    def revoke(
+        self,
+        token_id: str,
+        *,
+        kind: str | None = None,
+        revoked_by: str | None = None,
+        source: str | None = None,
+        now: datetime,
+    ) -> Credential:
         """End a credential for good; a repeat changes nothing and returns it as it is.
 
         Raises:
             TokenNotFound: no credential, or none of this kind, has this id.
         """
-        if not tokens.ID.fullmatch(token_id):
-            raise TokenNotFound
         with self._ledger.write() as connection:
-            known = _select(connection, token_id)
-            if known is None or kind not in {None, known.credential.kind}:
-                raise TokenNotFound
-            connection.execute(
-                sa.update(CredentialRow)
-                .where(CredentialRow.id == token_id, CredentialRow.revoked_at.is_(None))
-                .values(revoked_at=now)
-            )
-            known = _select(connection, token_id) or known
+            old = rows.get(connection, token_id, kind)
+            if old.revoked_at is None:
+                rows.change(connection, token_id, revoked_at=now)
+                said = {"kind": old.kind, "workerId": old.worker_id}
+                act = _act("token.revoke", revoked_by, source, token_id, **said)
+                audit.append(connection, act, now)
+            credential = rows.get(connection, token_id, kind)
+        self._tell(token_id)
+        return credential
+
+    def _tell(self, token_id: str, *, revoked: bool = True) -> None:
+        """Believe nothing old of a credential any more, here and where a revocation is told."""
         self._remembered.forget(token_id)
-        if self._on_revoke is not None:
-            try:
-                self._on_revoke(token_id)
-            except Unavailable as error:
-                logger.warning(
-                    "revoked in the ledger alone; the edges follow within %.0f s: %s",
-                    FRESH_S,
-                    error,
-                    extra={"action": "revoke", "token": token_id},
-                )
-        return known.credential
+        if not revoked or self._on_revoke is None:
+            return
+        try:
+            self._on_revoke(token_id)
+        except Unavailable as error:
+            logger.warning(
+                "revoked in the ledger alone; the edges follow within %.0f s: %s",
+                FRESH_S,
+                error,
+                extra={"action": "revoke", "token": token_id},
+            )
 
     def verify(self, text: str, *, now: datetime) -> Credential:
         """Return the credential that a token proves; ``stale`` when only memory vouches for it.
@@ -152,13 +231,15 @@ class Credentials:
         if known is None or not _proves(parsed, known):
             known = self._load(parsed.id, now)
         if not _proves(parsed, known) or known is None:
-            raise AuthFailed
+            raise AuthFailed(why="unknown" if known is None else "secret", credential=parsed.id)
         credential = known.credential
-        if credential.kind != parsed.kind or not _valid(credential, now):
-            raise AuthFailed
+        if credential.kind != parsed.kind:
+            raise AuthFailed(why="kind", credential=parsed.id)
+        if not rows.valid(credential, now):
+            raise AuthFailed(why=rows.state(credential, now), credential=parsed.id)
         if self._revoked_elsewhere(parsed.id):
             self._remembered.forget(parsed.id)
-            raise AuthFailed
+            raise AuthFailed(why="revoked", credential=parsed.id)
         if not credential.stale and self._remembered.use_is_due(parsed.id):
             self._note_use(parsed.id, now)
         return credential
@@ -168,11 +249,11 @@ class Credentials:
             return self._stale(token_id)
         try:
             with self._ledger.read() as connection:
-                known = _select(connection, token_id)
+                known = rows.select(connection, token_id)
         except LedgerUnavailable:
             self._remembered.ledger_away()
             return self._stale(token_id)
-        valid = known is not None and _valid(known.credential, now)
+        valid = known is not None and rows.valid(known.credential, now)
         self._remembered.learn(token_id, known, valid=valid)
         return known
 
@@ -204,72 +285,10 @@ class Credentials:
             return False
 
 
-_COLUMNS: Final = tuple(CredentialRow.__table__.columns)
-
-
-def _select(connection: sa.Connection, token_id: str) -> Known | None:
-    row = connection.execute(sa.select(*_COLUMNS).where(CredentialRow.id == token_id)).one_or_none()
-    return None if row is None else _known(row)
-
-
-def _known(row: sa.Row[Any]) -> Known:
-    values = dict(row._mapping)  # noqa: SLF001  SQLAlchemy's own public name
-    digest = values.pop("secret_sha256")
-    policy: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in values.pop("policy").items()
-    }
-    return Known(Credential(policy=Policy(**policy), **values), digest)
+def _act(action: str, actor: str | None, source: str | None, token_id: str, **detail: Any) -> Act:
+    return Act(action=action, actor=actor or _NOBODY, source=source, object=token_id, detail=detail)
 
 
 def _proves(parsed: tokens.Parsed, known: Known | None) -> bool:
     stored = known.secret_sha256 if known else _NO_DIGEST
     return hmac.compare_digest(stored, parsed.secret_sha256)
-
-
-def state(credential: Credential, now: datetime) -> str:
-    """Name what a credential is at a moment: active, expired or revoked."""
-    if credential.revoked_at is not None:
-        return "revoked"
-    expired = credential.expires_at is not None and now >= credential.expires_at
-    return "expired" if expired else "active"
-
-
-def _valid(credential: Credential, now: datetime) -> bool:
-    return state(credential, now) == "active"
-
-
-def _check_owner(kind: str, worker_id: str | None, policy: Policy | None) -> None:
-    if kind not in tokens.KINDS.values():
-        raise InvalidPayload("kind is worker, operator or producer")
-    if kind == "worker":
-        if worker_id is None or not WORKER_ID.fullmatch(worker_id):
-            raise InvalidPayload("workerId must be 1-128 of letters, digits, dot, dash, underscore")
-    elif worker_id is not None:
-        raise InvalidPayload(f"a token of kind {kind} has no workerId")
-    elif policy not in (None, Policy()):
-        raise InvalidPayload(f"a token of kind {kind} has no policy")
-
-
-def _canonical(policy: Policy) -> Policy:
-    repositories = policy.repositories
-    if policy.max_concurrency is not None and policy.max_concurrency < 1:
-        raise InvalidPayload("maxConcurrency must be 1 or more")
-    return Policy(
-        types=_words("allowedJobTypes", policy.types),
-        repositories=None
-        if repositories is None
-        else tuple(dict.fromkeys(repository_pattern(one.strip()) for one in repositories)),
-        capabilities=_words("capabilities", policy.capabilities),
-        queues=_words("queues", policy.queues),
-        max_concurrency=policy.max_concurrency,
-    )
-
-
-def _words(name: str, values: Iterable[str] | None) -> tuple[str, ...] | None:
-    if values is None:
-        return None
-    words = tuple(dict.fromkeys(value.strip() for value in values))
-    if not all(0 < len(word) <= _WORD_MAX for word in words):
-        raise InvalidPayload(f"{name} must be words of 1-{_WORD_MAX} characters")
-    return words

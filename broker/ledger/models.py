@@ -1,67 +1,15 @@
-"""The tables of the ledger, and how Python values lie in them."""
+"""The tables of the ledger."""
 
 from __future__ import annotations
 
-import json
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+from broker.ledger.columns import JsonText, StatusText, UtcDateTime
 from broker.states import Status, check_sql
-
-
-class UtcDateTime(sa.types.TypeDecorator[datetime]):
-    """A moment in UTC, aware in Python; SQLite stores it naive, in an order that sorts."""
-
-    impl = sa.DateTime(timezone=True)
-    cache_ok = True
-
-    def process_bind_param(self, value: datetime | None, _dialect: sa.Dialect) -> datetime | None:
-        """Refuse naive moments: nobody knows what they mean."""
-        if value is None:
-            return None
-        if value.tzinfo is None:
-            raise ValueError("a naive datetime has no place in the ledger")
-        return value.astimezone(UTC)
-
-    def process_result_value(self, value: datetime | None, _dialect: sa.Dialect) -> datetime | None:
-        """Give the moment back in UTC, whatever the driver made of it."""
-        if value is None:
-            return None
-        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
-
-
-class JsonText(sa.types.TypeDecorator[Any]):
-    r"""A JSON value as ASCII text, opaque to the database: PostgreSQL's own type refuses \u0000."""
-
-    impl = sa.Text
-    cache_ok = True
-
-    def process_bind_param(self, value: Any, _dialect: sa.Dialect) -> str | None:
-        """Write compact ASCII; None is SQL NULL."""
-        return None if value is None else json.dumps(value, separators=(",", ":"), allow_nan=False)
-
-    def process_result_value(self, value: str | None, _dialect: sa.Dialect) -> Any:
-        """Read it back."""
-        return None if value is None else json.loads(value)
-
-
-class StatusText(sa.types.TypeDecorator[Status]):
-    """A status by its value."""
-
-    impl = sa.String(16)
-    cache_ok = True
-
-    def process_bind_param(self, value: Status | None, _dialect: sa.Dialect) -> str | None:
-        """Write the word."""
-        return None if value is None else str(value)
-
-    def process_result_value(self, value: str | None, _dialect: sa.Dialect) -> Status | None:
-        """Read the word as its status."""
-        return None if value is None else Status(value)
-
 
 #: SQLite numbers only INTEGER PRIMARY KEY by itself
 BigId = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
@@ -249,6 +197,35 @@ class CredentialRow(Base):
     expires_at: Mapped[datetime | None]
     revoked_at: Mapped[datetime | None]
     last_used_at: Mapped[datetime | None]
+    #: the token that took this one's place by a rotation
+    rotated_to: Mapped[str | None] = mapped_column(sa.String(12))
+
+
+class AuditRow(Base):
+    """One record of the audit: added, and never changed; text, for what lies here is hashed."""
+
+    __tablename__ = "audit"
+
+    seq: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    at: Mapped[str] = mapped_column(sa.String(32))
+    action: Mapped[str] = mapped_column(sa.String(64))
+    actor: Mapped[str] = mapped_column(sa.String(255))
+    source: Mapped[str | None] = mapped_column(sa.String(64))
+    object: Mapped[str | None] = mapped_column(sa.String(255))
+    detail: Mapped[str]
+    #: digest of the record before
+    previous: Mapped[str] = mapped_column(sa.String(64))
+    digest: Mapped[str] = mapped_column(sa.String(64))
+
+
+class AuditHeadRow(Base):
+    """The one row that knows the audit's last record: its lock makes the chain one line."""
+
+    __tablename__ = "audit_head"
+
+    id: Mapped[int] = mapped_column(sa.Integer, primary_key=True, autoincrement=False)
+    seq: Mapped[int]
+    digest: Mapped[str] = mapped_column(sa.String(64))
 
 
 class WorkerRow(Base):

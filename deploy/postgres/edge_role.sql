@@ -24,8 +24,11 @@ GRANT SELECT, INSERT, UPDATE ON jobs, attempts, workers, queues TO drawbridge_ed
 GRANT SELECT, UPDATE ON bridge_state TO drawbridge_edge;
 -- Logs and files are added to.
 GRANT SELECT, INSERT ON events, artifacts TO drawbridge_edge;
--- Operators make, list and revoke tokens over HTTP.
+-- Operators make, list, rotate and revoke tokens over HTTP.
 GRANT SELECT, INSERT, UPDATE ON credentials TO drawbridge_edge;
+-- Who did what is added to, and never read or changed; the head is where the next record is chained.
+GRANT INSERT ON audit TO drawbridge_edge;
+GRANT SELECT, UPDATE ON audit_head TO drawbridge_edge;
 -- What Celery must be told is written here and read by bridges alone.
 GRANT INSERT ON outbox TO drawbridge_edge;
 GRANT USAGE ON SEQUENCE outbox_seq_seq TO drawbridge_edge;

@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 from click.testing import CliRunner, Result
 
 from broker import cli
@@ -234,7 +235,11 @@ def test_a_token_file_is_for_its_owners_eyes_and_the_token_is_nowhere_else(
     file.write_text("an older one")
     file.chmod(0o644)
     words = ["--kind", "worker", "--worker-id", "w", "--token-file", str(file)]
-    for more in ([], ["--json"]):
+    refused = migrated("tokens", "create", *words)
+    assert (refused.exit_code, file.read_text()) == (1, "an older one")
+    assert "--force" in one_line(refused.stderr)
+    assert credentials.list() == []
+    for more in (["--force"], ["--force", "--json"]):
         result = migrated("tokens", "create", *words, *more)
         text = file.read_text(encoding="ascii").strip()
         assert credentials.verify(text, now=datetime.now(UTC)).worker_id == "w"
@@ -256,7 +261,8 @@ def test_no_token_is_made_that_cannot_be_handed_over(
 def test_a_token_file_is_left_alone_when_no_token_is_made(migrated: Run, tmp_path: Path):
     file = tmp_path / "token"
     file.write_text("an older one")
-    result = migrated("tokens", "create", "--kind", "worker", "--token-file", str(file))
+    words = ["--kind", "worker", "--token-file", str(file), "--force"]
+    result = migrated("tokens", "create", *words)
     assert result.exit_code == 1
     assert "workerId" in one_line(result.stderr)
     assert file.read_text() == "an older one"
@@ -305,9 +311,61 @@ def test_a_revoked_token_is_told_to_the_reservations_too(
 
 def test_a_token_is_revoked_without_the_reservations_too(migrated: Run, credentials: Credentials):
     made, text = credentials.create("worker", worker_id="w", now=datetime.now(UTC))
-    assert migrated("tokens", "revoke", made.id).exit_code == 0
+    result = migrated("tokens", "revoke", made.id)
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert made.id in one_line(result.stdout)
     with pytest.raises(AuthFailed):
         credentials.verify(text, now=datetime.now(UTC))
+
+
+def test_a_rotation_shows_a_new_token_and_keeps_the_old_one_for_a_while(
+    migrated: Run, credentials: Credentials
+):
+    made, old = credentials.create("operator", now=datetime.now(UTC))
+    result = migrated("tokens", "rotate", made.id, "--overlap", "1h")
+    new = one_line(result.stdout)
+    now = datetime.now(UTC)
+    assert credentials.verify(new, now=now).id in one_line(result.stderr)
+    assert credentials.verify(old, now=now).id == made.id
+    with pytest.raises(AuthFailed):
+        Credentials(credentials._ledger).verify(old, now=now + timedelta(hours=1))
+    used = migrated("tokens", "rotate", made.id)
+    assert (used.exit_code, used.stdout) == (1, "")
+    assert "in use" in one_line(used.stderr)
+
+
+def test_what_a_token_allows_is_replaced(migrated: Run, credentials: Credentials):
+    made, _ = credentials.create("worker", worker_id="w", now=datetime.now(UTC))
+    words = ["--allow-type", "echo", "--ip-range", "10.0.0.0/8", "--max-concurrency", "2"]
+    said = json.loads(migrated("tokens", "allow", made.id, *words, "--json").stdout)
+    assert (said["allowedJobTypes"], said["ipRanges"], said["maxConcurrency"]) == (
+        ["echo"], ["10.0.0.0/8"], 2,
+    )  # fmt: skip
+    assert migrated("tokens", "allow", made.id, "--ip-range", "10.0.0.1/8").exit_code == 1
+    operator, _ = credentials.create("operator", now=datetime.now(UTC))
+    assert migrated("tokens", "allow", operator.id, "--allow-type", "x").exit_code == 1
+
+
+def test_the_audit_tells_what_was_done_and_whether_it_was_touched(migrated: Run, database_url: str):
+    token_id = json.loads(migrated("tokens", "create", "--kind", "operator", "--json").stdout)["id"]
+    migrated("tokens", "revoke", token_id)
+    listed = migrated("audit", "list").stdout.splitlines()
+    assert [line.split()[2] for line in listed] == ["token.revoke", "token.create"]
+    (one,) = json.loads(migrated("audit", "list", "--action", "token.revoke", "--json").stdout)[
+        "items"
+    ]
+    assert (one["actor"], one["object"]) == ("cli", token_id)
+    assert one["source"].startswith("uid ")
+    good = json.loads(migrated("audit", "verify", "--json").stdout)
+    assert (good["ok"], good["records"]) == (True, 2)
+    assert migrated("audit", "verify", "--expect", good["head"]).exit_code == 0
+    assert migrated("audit", "verify", "--expect", "nonsense").exit_code == 2
+    ledger = Ledger(database_url)
+    with ledger.write() as conn:
+        conn.execute(sa.text("UPDATE audit SET actor = 'nobody' WHERE seq = 1"))
+    ledger.close()
+    result = migrated("audit", "verify")
+    assert (result.exit_code, one_line(result.stdout)) == (1, "PROBLEM  record 1 was changed")
 
 
 def test_revoking_what_is_not_there_is_refused(migrated: Run):

@@ -19,10 +19,13 @@ from broker.errors import (
     InvalidRepository,
     LedgerUnavailable,
     ReservationsUnavailable,
+    TokenConflict,
     TokenNotFound,
 )
 from broker.ledger import credentials as module
-from broker.ledger.credentials import Credentials, state
+from broker.ledger import migrate
+from broker.ledger.credential_rows import state
+from broker.ledger.credentials import Credentials
 from broker.ledger.engine import Ledger
 from broker.ledger.models import CredentialRow
 from broker.ledger.remembered import FRESH_S, PROBE_S, STALE_S
@@ -187,6 +190,8 @@ def test_absent_and_empty_stay_two_things(credentials: Credentials):
         ("worker", {"worker_id": "w", "policy": Policy(capabilities=("x" * 256,))}),
         ("worker", {"worker_id": "w", "policy": Policy(max_concurrency=0)}),
         ("worker", {"worker_id": "w", "policy": Policy(repositories=("../etc",))}),
+        ("worker", {"worker_id": "w", "policy": Policy(ip_ranges=("10.0.0.1/8",))}),
+        ("worker", {"worker_id": "w", "policy": Policy(ip_ranges=("home",))}),
         ("worker", {"worker_id": "w", "description": "a\x00b"}),
         ("worker", {"worker_id": "w", "description": "\ud800"}),
         ("worker", {"worker_id": "w", "expires_at": NOW}),
@@ -288,6 +293,56 @@ def test_two_tokens_of_one_worker_live_side_by_side(credentials: Credentials):
     assert credentials.verify(new_text, now=NOW).id == new.id
     credentials.revoke(old.id, now=NOW)
     assert credentials.verify(new_text, now=NOW).id == new.id
+
+
+def test_a_rotation_leaves_two_that_are_good_until_the_old_one_ends(
+    ledger: Ledger, credentials: Credentials
+):
+    policy = Policy(types=("echo",), ip_ranges=("10.0.0.0/8",))
+    old, old_text = credentials.create(
+        "worker", worker_id="w", policy=policy, expires_at=NOW + 100 * SECOND, now=NOW
+    )
+    new, new_text = credentials.rotate(
+        old.id, overlap=10 * SECOND, rotated_by="op", now=NOW + SECOND
+    )
+    assert (new.worker_id, new.policy, new.created_by) == ("w", policy, "op")
+    assert new.expires_at == NOW + 101 * SECOND
+    for moment in (SECOND, 11 * SECOND - TICK):
+        assert credentials.verify(old_text, now=NOW + moment).id == old.id
+        assert credentials.verify(new_text, now=NOW + moment).id == new.id
+    with pytest.raises(AuthFailed):
+        credentials.verify(old_text, now=NOW + 11 * SECOND)
+    # the old one never lives longer than it would have
+    late, _ = credentials.create("worker", worker_id="w", expires_at=NOW + SECOND, now=NOW)
+    credentials.rotate(late.id, overlap=90 * SECOND, now=NOW)
+    (found,) = [one for one in credentials.list() if one.id == late.id]
+    assert found.expires_at == NOW + SECOND
+
+
+def test_a_rotation_again_replaces_a_token_that_was_lost(credentials: Credentials):
+    old, _ = credentials.create("worker", worker_id="w", now=NOW)
+    _, lost = credentials.rotate(old.id, overlap=SECOND, now=NOW)
+    new, text = credentials.rotate(old.id, overlap=9 * SECOND, now=NOW)
+    with pytest.raises(AuthFailed):
+        credentials.verify(lost, now=NOW)
+    assert [one.id for one in credentials.list() if state(one, NOW + SECOND) == "active"] == [
+        new.id
+    ]
+    credentials.verify(text, now=NOW)
+    with pytest.raises(TokenConflict):
+        credentials.rotate(old.id, overlap=SECOND, now=NOW)
+
+
+@pytest.mark.parametrize("end", ["revoked", "expired"])
+def test_what_is_over_is_not_rotated(credentials: Credentials, end: str):
+    old, _ = credentials.create("worker", worker_id="w", expires_at=NOW + SECOND, now=NOW)
+    if end == "revoked":
+        credentials.revoke(old.id, now=NOW)
+    with pytest.raises(TokenConflict):
+        credentials.rotate(old.id, overlap=SECOND, now=NOW + (end == "expired") * SECOND)
+    with pytest.raises(TokenNotFound):
+        credentials.rotate("0" * 12, overlap=SECOND, now=NOW)
+    assert len(credentials.list()) == 1
 
 
 def test_revoking_is_final_and_a_repeat_changes_nothing(credentials: Credentials):
@@ -406,9 +461,8 @@ def test_a_failed_login_is_no_use(ledger: Ledger, credentials: Credentials):
 
 def test_a_busy_ledger_delays_no_login(tmp_path_factory: pytest.TempPathFactory):
     url = f"sqlite:///{tmp_path_factory.mktemp('busy')}/ledger.sqlite3"
+    migrate.upgrade(url)
     module_ledger, other = Ledger(url), Ledger(url)
-    with module_ledger.write() as connection:
-        CredentialRow.metadata.create_all(connection)
     credentials = Credentials(module_ledger)
     made, text = credentials.create("worker", worker_id="w", now=NOW)
     with other.write():

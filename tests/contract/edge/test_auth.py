@@ -52,6 +52,7 @@ MAY = {
     ("GET", "/api/queue/workers/tokens"): {"operator"},
     ("POST", "/api/queue/workers/tokens"): {"operator"},
     ("POST", "/api/queue/workers/tokens/<string:token_id>/revoke"): {"operator"},
+    ("POST", "/api/queue/workers/tokens/<string:token_id>/rotate"): {"operator"},
 }
 
 

@@ -15,8 +15,9 @@ CONTRACT = {
     401: {"worker_auth_failed", "unauthorized"},
     403: {"worker_not_authorized"},
     404: {"job_not_found", "artifact_not_found", "worker_token_not_found"},
+    # worker_token_conflict is of a route of ours
     409: {"job_state_conflict", "job_ownership_mismatch", "lease_lost", "artifact_conflict",
-          "artifact_job_mismatch"},
+          "artifact_job_mismatch", "worker_token_conflict"},
     411: {"length_required"},
     413: {"too_large", "artifact_too_large"},
     415: {"unsupported_media_type"},
