@@ -24,7 +24,9 @@ def describe(facts: Facts) -> dict[str, float | str]:
         "links sent more than once": len(facts.sent) - len({one.id for one in facts.sent}),
         "calls": len(facts.calls),
         "calls without an answer": json.dumps(busy),
-        "heartbeats answered": share(sum(call.accepted for call in beats), len(beats)),
+        "heartbeats answered, in faults too": share(
+            sum(call.accepted for call in beats), len(beats)
+        ),
         "kept through a flush": kept(facts),
         "faults by kind": json.dumps(Counter(fault.kind for fault in facts.faults)),
         "rule of three": f"< {3 / max(1, len(facts.faults)):.3f} per fault, at 95 %",
@@ -88,7 +90,7 @@ def kept(facts: Facts) -> str:
 
 
 def _next_word(facts: Facts, lease: Attempt, at: float) -> Call | None:
-    """Return the first settled call under a lease after a moment at which it was open."""
+    """Return the first answered heartbeat of a lease after a moment at which it was open."""
     if lease.started_at >= at or (lease.ended_at is not None and lease.ended_at <= at):
         return None
     calls: Sequence[Call] = facts.calls_on.get((lease.job_id, lease.lease_id), ())
@@ -97,4 +99,7 @@ def _next_word(facts: Facts, lease: Attempt, at: float) -> Call | None:
         (call.asked_at + call.what["lease_s"] for call in before if call.asked_at <= at),
         default=lease.started_at + lease.lease_seconds,
     )
-    return next((call for call in calls if at < call.asked_at < until and not call.ambiguous), None)
+    mine = lease.outcome not in {"lost", "undelivered"} and lease.ended_at is not None
+    end = min(until, lease.ended_at or until) if mine else until
+    beats = (call for call in calls if call.op == "heartbeat" and not call.ambiguous)
+    return next((call for call in beats if at < call.asked_at < end), None)

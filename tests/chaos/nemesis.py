@@ -6,9 +6,10 @@ what is left.
 
 import random
 import signal
+import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -123,6 +124,15 @@ def stall(wire: str, *, least_s: float, most_s: float) -> Strike:
     return strike
 
 
+def lock_ledger(world: World, dice: random.Random) -> None:
+    """Hold SQLite's one writer for a while, up to longer than anybody waits for it."""
+    path = world.places.database_url.removeprefix("sqlite:///")
+    with closing(sqlite3.connect(path, timeout=1.0, isolation_level=None)) as connection:
+        connection.execute("BEGIN IMMEDIATE")
+        time.sleep(dice.uniform(0.5, 8.0))
+        connection.execute("ROLLBACK")
+
+
 def cut(wire: str, *, least_s: float, most_s: float) -> Strike:
     """Cut a wire for a while."""
 
@@ -166,8 +176,12 @@ FAULTS: Final[Mapping[str, tuple[int, Strike]]] = MappingProxyType(
         "edge stalled": (3, stall("edge", least_s=0.2, most_s=2.0)),
     }
 )
+#: That of a ledger in a file.
+FILE_FAULTS: Final[Mapping[str, tuple[int, Strike]]] = MappingProxyType(
+    {"ledger locked": (8, lock_ledger)}
+)
 #: Those of a ledger that is a server.
-LEDGER_FAULTS: Final[Mapping[str, tuple[int, Strike]]] = MappingProxyType(
+SERVER_FAULTS: Final[Mapping[str, tuple[int, Strike]]] = MappingProxyType(
     {
         "ledger stopped at once": (6, restart("postgres", least_s=0.5, most_s=3.0)),
         "ledger frozen": (4, freeze_server("postgres", least_s=0.5, most_s=4.0)),
@@ -185,7 +199,7 @@ class Nemesis:
         self._world = world
         self._dice = random.Random(f"{seed}:nemesis:{world.database}")
         self._pace_s = pace_s
-        known = {**FAULTS, **(LEDGER_FAULTS if world.postgres is not None else {})}
+        known = {**FAULTS, **(FILE_FAULTS if world.postgres is None else SERVER_FAULTS)}
         self._strikes = {name: strike for name, (_, strike) in known.items()}
         self._weights = [weight for weight, _ in known.values()]
         self.faults: list[Fault] = []
@@ -211,5 +225,5 @@ def _survivable() -> Iterator[None]:
     """Let a fault miss whom another fault has struck already."""
     try:
         yield
-    except (KeyError, ProcessLookupError, redis.RedisError):
+    except (KeyError, ProcessLookupError, redis.RedisError, sqlite3.OperationalError):
         return

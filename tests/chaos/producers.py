@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 import redis
-from celery import Celery
+from celery import Celery, chain
 from kombu.exceptions import OperationalError
 
 from tests.chaos.edge import Answer, Edge, insist
@@ -20,8 +20,8 @@ from tests.chaos.workers import Mood
 
 #: What is asked for, and how often out of a hundred.
 KINDS: Final = {
-    "plain": 44, "http": 20, "link": 10, "eta": 6, "expires": 6, "gpu": 6, "poison": 5,
-    "nameless": 3,
+    "plain": 36, "http": 20, "link": 7, "chain": 6, "eta": 6, "expires": 6, "gpu": 6, "twice": 5,
+    "poison": 5, "nameless": 3,
 }  # fmt: skip
 LINK: Final = "local.note"
 #: A type that no worker may run: it can only expire.
@@ -124,11 +124,40 @@ class Producer:
         if answer is not None and answer.ok:
             self.known.append(answer.body["id"])
 
+    def _chain(self) -> None:
+        """Send a task with a next one; that goes out when it has succeeded, and not before."""
+        task_id = self._id()
+        mine = {"queue": self._places.queue, "task_id": task_id}
+        first = self._app.signature("echo", kwargs={"tag": task_id}, options=mine)
+        following = self._app.signature(LINK, queue=self._places.links)
+        what = {"tag": task_id, "link": LINK, "type": "echo"}
+        with self._log.call("send", job=task_id, what=what) as pending:
+            try:
+                chain(first, following).apply_async()
+            except (OperationalError, redis.RedisError, OSError):
+                return
+            pending.told(200)
+        self.known.append(task_id)
+
+    def _twice(self) -> None:
+        """Deliver one message two times, as a broker may."""
+        task_id = self._id()
+        raw = self._message(task_id, json.dumps([[], {"tag": task_id}, {}]).encode())
+        for _ in range(2):
+            self._push("send", raw, job=task_id, kind="twice")
+
     def _poison(self) -> None:
         task_id = self._id()
         kind = self._dice.choice(("body", "pickle", "shape"))
-        body = b"{not json" if kind == "body" else b"[1]"
-        content = "application/x-python-serialize" if kind == "pickle" else "application/json"
+        raw = self._message(
+            task_id,
+            b"{not json" if kind == "body" else b"[1]",
+            content="application/x-python-serialize" if kind == "pickle" else "application/json",
+        )
+        self._push("poison", raw, job=task_id, kind=kind)
+
+    def _message(self, task_id: str, body: bytes, *, content: str = "application/json") -> str:
+        """Write a message as kombu does."""
         message = {
             "body": base64.b64encode(body).decode(),
             "content-encoding": "utf-8",
@@ -140,13 +169,13 @@ class Producer:
                 "body_encoding": "base64", "delivery_tag": self._id(),
             },
         }  # fmt: skip
-        self._push(json.dumps(message), job=task_id, kind=kind)
+        return json.dumps(message)
 
     def _nameless(self) -> None:
-        self._push(f"no message at all: {self._id()}", job=None, kind="nameless")
+        self._push("poison", f"no message at all: {self._id()}", job=None, kind="nameless")
 
-    def _push(self, raw: str, *, job: str | None, kind: str) -> None:
-        with self._log.call("poison", job=job, what={"kind": kind}) as pending:
+    def _push(self, op: str, raw: str, *, job: str | None, kind: str) -> None:
+        with self._log.call(op, job=job, what={"kind": kind}) as pending:
             try:
                 self._redis.lpush(self._places.queue, raw)
             except redis.RedisError:

@@ -12,13 +12,13 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
-from tests.chaos.facts import Facts, Rebuild, Sample
+from tests.chaos import calm
+from tests.chaos.facts import Facts, Sample
 from tests.chaos.nemesis import Nemesis
 from tests.chaos.producers import Producer, Reader
-from tests.chaos.reading import facts_of, left_in_broker, pairs, redis_at, sample
+from tests.chaos.reading import facts_of, left_in_broker, pairs, sample
 from tests.chaos.workers import Mood, Worker
-from tests.chaos.world import QUEUE, World, spin, world_on
-from tests.processes import until
+from tests.chaos.world import World, world_on
 
 LOOPS: Final = 6
 LEASE_S: Final = 5
@@ -27,7 +27,6 @@ FAULT_EVERY_S: Final = 1.5
 SAMPLE_EVERY_S: Final = 1.0
 DRAIN_S: Final = 240.0
 QUIET_S: Final = 6.0
-WAKES: Final = 8
 JOIN_S: Final = 60.0
 #: Types of the workers' policies; `gpu` is for one of them alone.
 TYPES: Final = ("echo",)
@@ -147,10 +146,10 @@ def run(database: str, *, seed: int, seconds: float, folder: Path) -> Storm:
             world.heal()
             recovery_s = time.monotonic() - healed
             quiet = _quiet(fleet)
-            rebuilt = _rebuild(world)
+            rebuilt = calm.rebuild(world)
             fleet.producer.stop(JOIN_S)
             drain_s = _drain(world)
-            wakes = _measure(world)
+            wakes = calm.measure(world)
             _drain(world)
         facts = facts_of(
             world.places, samples=sampler.samples, faults=nemesis.faults, caps=fleet.caps,
@@ -213,94 +212,6 @@ def _left(world: World, engine: sa.Engine) -> dict[str, int]:
         counted = pairs(conn, jobs) | pairs(conn, effects)
     counted["messages"] = left_in_broker(world.places)
     return {name: count for name, count in counted.items() if count}
-
-
-# -- in peace -------------------------------------------------------------------------------
-
-
-def _measure(world: World) -> list[float]:
-    """Measure what has a bound, in peace: wake-ups, and a lease that lapses."""
-    edge, _ = world.worker("probe", allowedJobTypes=["probe"])
-    giver = world.operator(world.log("giver"))
-    try:
-        wakes = [_wake(edge, giver) for _ in range(WAKES)]
-        _lapse(edge, giver)
-    finally:
-        edge.close()
-        giver.close()
-    return wakes
-
-
-def _create(giver: Any, kind: str) -> str:
-    body = {"type": kind, "payload": {}, "queue": QUEUE}
-    answer = giver.call("create", "/jobs", body, what={}, pick=lambda found: {"id": found["id"]})
-    assert answer is not None
-    assert answer.ok, answer
-    return str(answer.body["id"])
-
-
-def _wake(edge: Any, giver: Any) -> float:
-    """Let a claim wait, give it a job, and time the answer; then complete the job."""
-    told: dict[str, Any] = {}
-
-    def wait() -> None:
-        body = {"workerId": "probe", "leaseSeconds": 10, "waitSeconds": 10}
-        told["answer"] = edge.call("wake", "/jobs/claim", body, what={})
-        told["at"] = time.monotonic()
-
-    waiter = threading.Thread(target=wait)
-    waiter.start()
-    # long enough for the claim to have found nothing and to wait
-    time.sleep(0.3)
-    begun = time.monotonic()
-    job_id = _create(giver, "probe")
-    waiter.join(JOIN_S)
-    [job] = told["answer"].body["jobs"]
-    assert job["id"] == job_id
-    done = {"workerId": "probe", "leaseId": job["leaseId"], "result": {}}
-    edge.call(
-        "complete", f"/jobs/{job_id}/complete", done, job=job_id, lease=job["leaseId"],
-        what={"result": {}}, pick=lambda found: {"status": found["status"]},
-    )  # fmt: skip
-    return float(told["at"] - begun)
-
-
-def _lapse(edge: Any, giver: Any) -> None:
-    """Let a lease lapse in peace; the oracle sees when the ledger ended it."""
-    job_id = _create(giver, "probe")
-    body = {"workerId": "probe", "leaseSeconds": 2, "waitSeconds": 10}
-    [job] = edge.call("wake", "/jobs/claim", body, what={}).body["jobs"]
-    mine = {"workerId": "probe", "leaseId": job["leaseId"], "leaseSeconds": 2}
-    edge.call(
-        "heartbeat", f"/jobs/{job_id}/heartbeat", mine, job=job_id, lease=job["leaseId"],
-        what={"lease_s": 2},
-    )  # fmt: skip
-
-    def lapsed() -> bool:
-        found = giver.call("look", f"/jobs/{job_id}", job=job_id, what={})
-        return bool(found.body["status"] == "queued")
-
-    until(lapsed, JOIN_S, what="the lease has lapsed")
-    # its next attempt is half a minute away
-    giver.call(
-        "cancel", f"/jobs/{job_id}/cancel", {}, job=job_id, what={},
-        pick=lambda found: {"status": found["status"]},
-    )  # fmt: skip
-
-
-def _rebuild(world: World) -> Rebuild:
-    """Flush the index under load, and time the building of the next."""
-    with world.engine().connect() as conn:
-        live = "SELECT count(*) FROM jobs WHERE finished_at IS NULL"
-        jobs = int(conn.execute(sa.text(live)).scalar_one())
-    with redis_at(world.reservations.url) as client:
-        client.flushall()
-        tag = f"{{db:{QUEUE}}}:"
-        # who finds out, and when, is another question: claims at once, reconcile within 5 s
-        assert spin(lambda: bool(client.exists(f"{tag}building", f"{tag}gen")), JOIN_S)
-        begun = time.monotonic()
-        assert spin(lambda: bool(client.exists(f"{tag}gen")), JOIN_S)
-        return Rebuild(jobs=jobs, seconds=time.monotonic() - begun)
 
 
 def slack_s() -> float:
