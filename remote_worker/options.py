@@ -1,13 +1,16 @@
 """What can be set and where: options, their twins in the environment, and what becomes of both."""
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from socket import gethostname
 from typing import Any
 
 import click
+from requests.utils import should_bypass_proxies
 
+from remote_worker import capabilities, config_file
 from remote_worker.child_options import CHILD_OPTIONS, limits_of
 from remote_worker.errors import Misconfigured
 from remote_worker.handlers.codex_payload import check_effort, check_model
@@ -20,6 +23,7 @@ from remote_worker.settings import (
 )
 
 PREFIX = "DRAWBRIDGE_"
+_LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}=[A-Za-z0-9._-]{1,64}")
 
 
 class _Words(click.ParamType[tuple[str, ...]]):
@@ -31,8 +35,8 @@ class _Words(click.ParamType[tuple[str, ...]]):
         self, value: object, _param: click.Parameter | None, _ctx: click.Context | None
     ) -> tuple[str, ...]:
         """Split it."""
-        if isinstance(value, tuple):
-            return value
+        if isinstance(value, list | tuple):
+            return tuple(map(str, value))
         return tuple(str(value).replace(",", " ").split())
 
 
@@ -60,6 +64,12 @@ def option(name: str, **more: object) -> Callable[[Callable[..., None]], Callabl
 
 _PATH = click.Path(path_type=Path)
 _COMMON = (
+    option(
+        f"--{config_file.NAME}", type=_PATH, is_eager=True, expose_value=False,
+        callback=config_file.read,
+        help="TOML file of these options; flags and environment go first"
+        " [~/.config/drawbridge-worker/config.toml].",
+    ),
     option("--url", required=True, help="The edge: https://host[:port]."),
     option(
         "--token-file", required=True, type=_PATH, help="File with the worker's token, mode 0600."
@@ -70,7 +80,16 @@ _COMMON = (
         help="Job types to claim [all the token allows; those we cannot run are failed].",
     ),
     option(
-        "--capabilities", type=_Words(), default="codex,git", help="What this machine can do."
+        "--capabilities", type=_Words(), default=capabilities.AUTO, show_default=True,
+        help="What this machine can do; auto is what is found: git, codex, gh, docker, gpu…",
+    ),
+    option("--label", multiple=True, help="A capability of the form key=value; repeatable."),
+    option(
+        "--proxy", help="Proxy on the way to the edge [HTTPS_PROXY, unless NO_PROXY names it]."
+    ),
+    option(
+        "--ca-file", type=_PATH,
+        help="Certificates to trust for the edge [SSL_CERT_FILE, else the usual authorities].",
     ),
     option("--work-dir", type=_PATH, default=_default_work_dir, help="Workspaces and spool."),
     option("--git", default="git", help="The git program."),
@@ -128,9 +147,7 @@ def common(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-def settings_of(
-    options: dict[str, Any], *, max_jobs: int | None = None, idle_exit_s: float | None = None
-) -> Settings:
+def settings_of(options: dict[str, Any]) -> Settings:
     """Turn options into settings; what cannot work is a usage error."""
     if not check_model(options["model"]) or not check_effort(options["effort"]):
         raise click.UsageError("--model or --effort does not look like one")
@@ -140,16 +157,19 @@ def settings_of(
     try:
         return Settings(
             url=options["url"],
-            token_file=options["token_file"],
+            token_file=options["token_file"].expanduser(),
             worker_id=options["worker_id"],
             work_dir=options["work_dir"].expanduser().absolute(),
             types=options["types"],
-            capabilities=options["capabilities"],
+            capabilities=_capabilities(options),
+            proxy=_proxy(options),
+            ca_file=_ca_file(options),
             lease_s=options["lease_seconds"],
             wait_s=options["wait_seconds"],
             concurrency=options["concurrency"],
-            max_jobs=max_jobs,
-            idle_exit_s=idle_exit_s,
+            max_jobs=options.get("max_jobs"),
+            idle_exit_s=options.get("idle_exit"),
+            drain_timeout_s=options.get("drain_timeout"),
             allow_repository=options["allow_repository"],
             git=_program(options["git"]),
             codex=_program(options["codex"]),
@@ -174,3 +194,33 @@ def settings_of(
         )
     except Misconfigured as error:
         raise click.UsageError(str(error)) from None
+
+
+def _capabilities(options: dict[str, Any]) -> tuple[str, ...]:
+    """Return what to claim with."""
+    for label in options["label"]:
+        if not _LABEL.fullmatch(label):
+            raise Misconfigured(f"--label {label!r}: write key=value")
+    programs = (options["git"], options["codex"], options["gh"])
+    return capabilities.told(
+        options["capabilities"], options["label"], programs=programs,
+        path=os.environ.get("PATH", os.defpath),
+    )  # fmt: skip
+
+
+def _proxy(options: dict[str, Any]) -> str | None:
+    """Return the proxy to the edge: the option's, else the environment's, as everywhere."""
+    if options["proxy"]:
+        return str(options["proxy"])
+    found = os.environ.get("HTTPS_PROXY") or os.environ.get("https_proxy")
+    url = options["url"]
+    # plain http goes to this machine alone
+    if not found or not url.startswith("https:") or should_bypass_proxies(url, no_proxy=None):
+        return None
+    return found
+
+
+def _ca_file(options: dict[str, Any]) -> Path | None:
+    """Return the certificates to trust."""
+    named = options["ca_file"] or os.environ.get("SSL_CERT_FILE")
+    return None if not named else Path(named).expanduser()

@@ -33,9 +33,11 @@ _SANDBOX_WAY_OUT = (
 class Closed(Exception):
     """A gate that did not open."""
 
-    def __init__(self, detail: str, *, way_out: str) -> None:
+    def __init__(self, detail: str, *, way_out: str, refused: bool = False) -> None:
         super().__init__(detail)
         self.way_out = way_out
+        #: the edge itself said no
+        self.refused = refused
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +51,8 @@ class Gate:
     way_out: str = ""
     #: open, and yet jobs may not go as their senders think
     warning: bool = False
+    #: closed by the edge, which does not want this worker
+    refused: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +67,12 @@ class Passed:
     def ok(self) -> bool:
         """Say whether claiming may begin."""
         return self.welcome is not None and all(gate.ok for gate in self.gates)
+
+    @property
+    def refused(self) -> bool:
+        """Say whether only the edge's no stands in the way: nothing on this machine."""
+        closed = [gate for gate in self.gates if not gate.ok]
+        return bool(closed) and all(gate.refused for gate in closed)
 
     @property
     def warnings(self) -> tuple[Gate, ...]:
@@ -100,7 +110,9 @@ def _try(name: str, gate: Callable[[], str]) -> Gate:
     try:
         return Gate(name=name, ok=True, detail=gate())
     except Closed as closed:
-        return Gate(name=name, ok=False, detail=str(closed), way_out=closed.way_out)
+        return Gate(
+            name=name, ok=False, detail=str(closed), way_out=closed.way_out, refused=closed.refused
+        )
 
 
 def _work_dir(settings: Settings) -> str:
@@ -228,6 +240,7 @@ def _token(settings: Settings, wire: Wire, welcomes: list[Welcome]) -> str:
             way_out=f"make a token for worker {settings.worker_id!r}"
             f" (drawbridge tokens create --kind worker --worker-id {settings.worker_id}),"
             " or say with --worker-id whose it is",
+            refused=True,
         ) from None
     return f"accepted for worker {settings.worker_id}"
 

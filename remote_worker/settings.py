@@ -50,6 +50,10 @@ class Settings:
     lease_s: int = 60
     wait_s: int = 25
     concurrency: int = 1
+    #: on the way to the edge
+    proxy: str | None = field(default=None, repr=False)
+    #: whose certificates the edge may have, where the usual authorities do not do
+    ca_file: Path | None = None
     max_jobs: int | None = None
     #: how long a daemon that drains waits for what runs; None: for ever
     drain_timeout_s: float | None = None
@@ -98,6 +102,7 @@ class Settings:
     def __post_init__(self) -> None:
         """Refuse what cannot work, with the way out."""
         check_url(self.url)
+        _check_way(self.proxy, self.ca_file)
         if not _WORKER_ID.fullmatch(self.worker_id):
             raise Misconfigured(
                 f"worker id {self.worker_id!r}: use 1-128 letters, digits, '.', '_' and '-'"
@@ -125,6 +130,16 @@ def check_url(url: str, *, option: str = "--url") -> None:
             f"{option} {url!r} would send the token in the clear: use https"
             " (http is taken for this machine's own address only, as in http://127.0.0.1:8080)"
         )
+
+
+def _check_way(proxy: str | None, ca_file: Path | None) -> None:
+    """Refuse a way to the edge that cannot be gone; a proxy's password is not repeated."""
+    if proxy is not None:
+        parts = urlsplit(proxy)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise Misconfigured("--proxy (or HTTPS_PROXY): write http://[user:password@]host:port")
+    if ca_file is not None and not ca_file.is_file():
+        raise Misconfigured(f"--ca-file (or SSL_CERT_FILE) {ca_file}: there is no such file")
 
 
 def _is_loopback(host: str) -> bool:

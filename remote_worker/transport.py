@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from pathlib import Path
 from typing import NoReturn
 
 import requests
@@ -31,8 +32,18 @@ _SERVER_ERROR = 500
 class Transport:
     """Asks one edge with one token; may be used by any number of threads."""
 
-    def __init__(self, *, token: str, version: str, clock: Clock = steady) -> None:
+    def __init__(
+        self,
+        *,
+        token: str,
+        version: str,
+        proxy: str | None = None,
+        ca_file: Path | None = None,
+        clock: Clock = steady,
+    ) -> None:
         self._token = token
+        self._proxy = proxy
+        self._ca_file = ca_file
         self._version = version
         self._clock = clock
         # A session is one thread's: requests does not promise more.
@@ -82,11 +93,15 @@ class Transport:
         return bytes(body)
 
     def _session(self) -> requests.Session:
-        """Return this thread's session: no proxies, no .netrc, nothing but what we set."""
+        """Return this thread's session: no .netrc, no environment, nothing but what we set."""
         session: requests.Session | None = getattr(self._local, "session", None)
         if session is None:
             session = requests.Session()
             session.trust_env = False
+            if self._proxy is not None:
+                session.proxies = {"http": self._proxy, "https": self._proxy}
+            if self._ca_file is not None:
+                session.verify = str(self._ca_file)
             session.headers.update(
                 {
                     "Authorization": f"Bearer {self._token}",

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from urllib.parse import urlencode
 
 from remote_worker.artifacts import Artifact, MultipartBody
@@ -40,10 +41,21 @@ class Identity:
 class Wire:
     """One edge, spoken to by one worker; may be used by any number of threads."""
 
-    def __init__(self, url: str, *, token: str, identity: Identity, clock: Clock = steady) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        token: str,
+        identity: Identity,
+        proxy: str | None = None,
+        ca_file: Path | None = None,
+        clock: Clock = steady,
+    ) -> None:
         self._base = url.rstrip("/").removesuffix(PREFIX)
         self._who = identity
-        self._transport = Transport(token=token, version=identity.version, clock=clock)
+        self._transport = Transport(
+            token=token, version=identity.version, proxy=proxy, ca_file=ca_file, clock=clock
+        )
 
     def healthz(self) -> None:
         """Ask whether the edge is alive."""

@@ -18,6 +18,7 @@ from remote_worker.run import JobRun
 from remote_worker.settings import Settings
 from remote_worker.spool import Spool
 from remote_worker.wire import Identity, Wire
+from tests import jobtypes
 from tests.unit.remote_worker.edge import TOKEN, WORKER, FakeEdge, Held
 
 Run = Callable[..., Held]
@@ -45,6 +46,12 @@ for event in (
 def edge() -> Iterator[FakeEdge]:
     with FakeEdge() as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def job_types(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give a folder to put on a worker's path: it has the job types `echo` and `child`."""
+    return jobtypes.install(tmp_path_factory.mktemp("job-types"))
 
 
 @pytest.fixture
