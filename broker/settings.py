@@ -25,6 +25,8 @@ NAMES: Final = MappingProxyType(
         "DRAWBRIDGE_RESERVATIONS_URL": "Redis of the reservations, not the Celery broker's",
         "DRAWBRIDGE_ARTIFACTS_DIR": "folder of the stored files",
         "DRAWBRIDGE_ARTIFACT_MAX_BYTES": "largest artifact",
+        "DRAWBRIDGE_CALLS_PER_SECOND": "calls of one sort that a worker may make at one edge",
+        "DRAWBRIDGE_FAILURES_PER_MINUTE": "refused credentials of one address before it gets 429",
         "DRAWBRIDGE_RESULT_MAX_BYTES": "largest result kept with the job",
         "DRAWBRIDGE_PAYLOAD_MAX_BYTES": "largest payload over HTTP",
         "DRAWBRIDGE_KEEP_JOBS_DAYS": "how long ended jobs are kept",

@@ -129,6 +129,7 @@ def guard() -> None:
     Raises:
         AuthFailed: no credential that is good.
         NotAuthorized: a good one that may not do this.
+        RateLimited: too many calls of this worker, or refusals of this address.
     """
     g.principal = None
     view = _view()
@@ -141,6 +142,9 @@ def guard() -> None:
         g.principal = caller = _authenticate(services)
     except AuthFailed as error:
         _refused(error.why, error.credential)
+        if error.why != "missing":
+            # Only now: who has a good credential is not counted with strangers on its address.
+            services.rates.failed(g.source)
         if allowed_kinds == ONLY_WORKERS:
             raise
         raise Unauthorized from None
@@ -151,6 +155,7 @@ def guard() -> None:
         _refused("address", error.credential)
         raise
     if caller.worker_id is not None:
+        services.rates.called(caller.worker_id, request.endpoint)
         services.presence.seen(caller.worker_id)
     if request.routing_exception is not None:
         return  # Flask raises it next, to whoever may know

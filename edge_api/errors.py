@@ -65,6 +65,16 @@ class Unauthorized(queue_errors.AuthFailed):
     code = "unauthorized"
 
 
+class RateLimited(DrawbridgeError):
+    """Too many calls; ask again later."""
+
+    code = "rate_limited"
+
+    def __init__(self, message: str | None = None, *, retry_after_s: int = 1) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
 #: the status of each refusal; a subclass answers as its nearest ancestor here
 STATUS: Final[Mapping[type[DrawbridgeError], int]] = MappingProxyType(
     {
@@ -85,6 +95,7 @@ STATUS: Final[Mapping[type[DrawbridgeError], int]] = MappingProxyType(
         queue_errors.ArtifactTooLarge: 413,
         UnsupportedMediaType: 415,
         queue_errors.InvalidPayload: 422,
+        RateLimited: 429,
         DrawbridgeError: 500,
         queue_errors.Unavailable: 503,
         queue_errors.StorageFull: 507,
@@ -154,7 +165,7 @@ def on_refusal(error: DrawbridgeError) -> Response:
     if status == HTTPStatus.INTERNAL_SERVER_ERROR:
         return on_crash(error)
     response = answer(status, error.code, error.message)
-    if isinstance(error, queue_errors.Unavailable):
+    if isinstance(error, queue_errors.Unavailable | RateLimited):
         # A fleet that was refused at once shall not come back at once.
         response.headers["Retry-After"] = str(error.retry_after_s + random.randrange(3))  # noqa: S311
     return response

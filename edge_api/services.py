@@ -16,6 +16,7 @@ from broker.ledger.engine import Ledger
 from broker.queue import JobQueue
 from broker.reservations.store import Reservations
 from edge_api.presence import Presence
+from edge_api.rates import Rates
 from edge_api.refusals import Refusals
 from edge_api.settings import EdgeSettings
 from edge_api.waiting import Waiting
@@ -36,6 +37,7 @@ class Services:
     artifacts: ArtifactStore
     clock: Clock
     presence: Presence
+    rates: Rates
     waiting: Waiting
     refusals: Refusals
     #: None when no issuer is believed
@@ -59,6 +61,9 @@ class Services:
             artifacts=ArtifactStore(stores.artifacts_dir),
             clock=clock,
             presence=presence,
+            rates=Rates(
+                calls_per_s=settings.calls_per_s, failures_per_min=settings.failures_per_min
+            ),
             waiting=Waiting(
                 queue,
                 wakes=reservations.wakes,

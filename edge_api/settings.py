@@ -22,6 +22,8 @@ STREAMS: Final = 22
 #: threads that no waiting call may take: large bodies, and heartbeats and reports, which come first
 RESERVE: Final = 16 + STREAMS
 THREADS: Final = 1000 + RESERVE
+CALLS_PER_S: Final = 100
+FAILURES_PER_MIN: Final = 60
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +42,10 @@ class EdgeSettings:
     oidc_config: Path | None = None
     #: calls served at once
     threads: int = THREADS
+    #: calls of one sort that a worker may make, on average
+    calls_per_s: int = CALLS_PER_S
+    #: credentials from one address that may be refused before more of them are turned away
+    failures_per_min: int = FAILURES_PER_MIN
     #: the rhythm asked of workers, in seconds
     lease_s: int = 60
     wait_s: int = 25
@@ -70,6 +76,8 @@ class EdgeSettings:
             trusted_proxies=_proxies(env),
             oidc_config=_oidc(env),
             threads=threads,
+            calls_per_s=env.number("DRAWBRIDGE_CALLS_PER_SECOND", CALLS_PER_S),
+            failures_per_min=env.number("DRAWBRIDGE_FAILURES_PER_MINUTE", FAILURES_PER_MIN),
         )
 
 

@@ -20,7 +20,7 @@ from typing import Final, Protocol, TypeVar
 
 from cachetools import TTLCache
 
-from broker.errors import DrawbridgeError, Unavailable
+from broker.errors import DrawbridgeError, GenerationMoved, Unavailable
 from broker.policy import Eligibility, Lane, Policy
 from broker.records import ClaimRequest, Job
 from edge_api import figures
@@ -274,14 +274,17 @@ class Waiting:
                 except DrawbridgeError:
                     waiter.wake = wake
                     raise
-            if jobs := self._try(waiter.request):
-                return jobs
+            every = max(self._look_every_s, len(self._waiters) / LOOKS_PER_S)
+            try:
+                if jobs := self._try(waiter.request):
+                    return jobs
+            except GenerationMoved:
+                every = RELISTEN_S  # rebuilt by whoever came first; a waiter can wait for that
             if wake is not None and waiter.request.policy.max_concurrency is not None:
                 self._hand_on(ticket, wake)
             rest = until - time.monotonic()
             if rest <= 0:
                 break
-            every = max(self._look_every_s, len(self._waiters) / LOOKS_PER_S)
             waiter.event.wait(min(rest, every * random.uniform(*JITTER)))  # noqa: S311
             self._seen(waiter.request.worker_id)
             with self._lock:

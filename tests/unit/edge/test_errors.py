@@ -22,6 +22,7 @@ CONTRACT = {
     413: {"too_large", "artifact_too_large"},
     415: {"unsupported_media_type"},
     422: {"invalid_queue_payload", "invalid_status_filter"},
+    429: {"rate_limited"},
     500: {"internal", "configuration"},
     503: {"unavailable"},
     507: {"storage_full"},

@@ -1,0 +1,70 @@
+"""Attacks by number: guesses without end, and a worker that calls as fast as it can."""
+
+from ipaddress import ip_address
+
+import pytest
+
+from broker import tokens
+from edge_api.rates import counted_as
+from tests.attacks.conftest import Caller, Edge, MakeEdge, refusal, unchanged
+
+NAT = {"environ_base": {"REMOTE_ADDR": "203.0.113.9"}}
+LIMITED = (429, "rate_limited")
+
+
+def guess(edge: Edge) -> Caller:
+    return Caller(edge.app, {"Authorization": f"Bearer {tokens.issue('worker').text}"}, "w1")
+
+
+@pytest.mark.attack(16)
+def test_a_thousand_bad_tokens_shut_out_bad_tokens_alone(edge: Edge, worker: Caller) -> None:
+    allowed = edge.services.settings.failures_per_min
+    stranger = guess(edge)
+    body = {"workerId": "w1", "leaseSeconds": 60}
+    with unchanged(edge):
+        answers = []
+        for at in range(1000):
+            answers.append(stranger.post("/jobs/claim", body, **NAT))
+            if at % 20 == 0:
+                # the same address, all the while
+                assert worker.post("/jobs/claim", body, **NAT).status_code == 200
+    statuses = [answer.status_code for answer in answers]
+    # a minute may turn meanwhile
+    assert statuses[:allowed].count(401) == allowed
+    assert statuses.count(429) >= 1000 - 5 * allowed
+    limited = next(answer for answer in answers if answer.status_code == 429)
+    assert refusal(limited) == LIMITED
+    assert 1 <= int(limited.headers["Retry-After"]) <= 60
+    assert "WWW-Authenticate" not in limited.headers
+    # and nobody elsewhere
+    assert stranger.post("/jobs/claim", body).status_code == 401
+
+
+def test_a_worker_that_floods_its_log_keeps_its_lease(make_edge: MakeEdge, sqlite_url: str) -> None:
+    edge = make_edge(sqlite_url, calls_per_s=1)
+    edge.user().post("/jobs", {"type": "t"})
+    flooding, other = edge.worker("w1"), edge.worker("w2")
+    job_id = flooding.job()["id"]
+    answers = [flooding.say(job_id, "events", message="again") for _ in range(30)]
+    statuses = [answer.status_code for answer in answers]
+    assert set(statuses) == {201, 429}
+    assert refusal(answers[statuses.index(429)]) == LIMITED
+    assert flooding.say(job_id, "heartbeat", leaseSeconds=60).status_code == 200
+    assert other.claim().status_code == 200
+
+
+@pytest.mark.parametrize(
+    "address,counted",
+    [
+        ("203.0.113.9", "203.0.113.9"),
+        ("::ffff:203.0.113.9", "203.0.113.9"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("2001:db8:1:2::1", "2001:db8:1:2::/64"),
+    ],
+)
+def test_where_a_refused_credential_counts(address: str, counted: str) -> None:
+    assert counted_as(ip_address(address)) == counted
+
+
+def test_an_address_nobody_knows_counts_too() -> None:
+    assert counted_as(None) == "unknown"
