@@ -153,12 +153,15 @@ def test_no_route_meets_a_closed_door(narrow: Edge) -> None:
             assert answer.status_code < 500, (method, rule, kind, answer.text)
 
 
-def test_waiting_claims_hear_of_new_jobs(narrow: Edge, valkey_url: str) -> None:
+def test_waiting_claims_hear_of_new_jobs(narrow: Edge, guarded: Guarded, valkey_url: str) -> None:
     reservations = Reservations.connect(valkey_url)
     wakes = reservations.wakes(timeout_s=0.2)
     assert next(wakes) is None  # subscribed
     narrow.user().post("/jobs", {"type": "t"})
     assert next(wake for wake in wakes if wake is not None)[0] == "remote"
+    with guarded.client("bridge") as bridge:
+        assert bridge.publish("{db:other}:wake", '{"queue": "other", "lane": "l", "n": 1}') == 1
+    assert next(wake for wake in wakes if wake is not None) == ("other", "l", 1)
     wakes.close()
     reservations.close()
 
