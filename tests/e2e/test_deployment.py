@@ -84,6 +84,7 @@ def deployed(
             "/tmp/nginx.pid": str(tmp_path / "nginx.pid"),  # noqa: S108
             "/data": str(tmp_path / "broker"),
             "0.0.0.0": "127.0.0.1",  # noqa: S104
+            "172.30.77.0/24": "127.0.0.1",
             "8080": str(ports["edge"]),
             "9101": str(ports["bridge_metrics"]),
             "9102": str(ports["edge_metrics"]),

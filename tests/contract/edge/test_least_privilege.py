@@ -218,6 +218,9 @@ def test_the_bridge_user_may_not_flush(guarded: Guarded) -> None:
 PRIVILEGES = ("SELECT", "INSERT", "UPDATE", "DELETE", "TRUNCATE", "REFERENCES", "TRIGGER")
 FORBIDDEN = [
     "SELECT * FROM outbox",
+    "SELECT * FROM audit",
+    "UPDATE audit SET actor = 'x'",
+    "DELETE FROM audit_head",
     "UPDATE outbox SET done_at = now()",
     "DELETE FROM jobs",
     "DELETE FROM events",
@@ -267,6 +270,7 @@ def test_no_row_is_ever_removed_and_no_record_rewritten(
         if table in {"events", "artifacts", "outbox", "audit"}:
             assert "UPDATE" not in allowed, table
     assert not may("outbox", "SELECT")
+    assert not may("audit", "SELECT")
     assert may("jobs", "UPDATE")
 
 
