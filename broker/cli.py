@@ -39,6 +39,9 @@ PLACES: Final = {
     "migrate": Place(
         "broker.commands.migrate:migrate", "Bring the ledger to this version's tables.", "edge"
     ),
+    "policy": Place(
+        "broker.commands.policy:policy", "Tell whether a worker would get a job.", "edge"
+    ),
     "redrive": Place(
         "broker.commands.redrive:redrive", "Bring back jobs that failed for good.", "edge"
     ),

@@ -7,15 +7,19 @@ worker that missed some reads all of it at once, and reading it twice changes no
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import Any, Final
 
 from broker.clock import Clock
 from broker.errors import ReservationsUnavailable, WorkerNotFound
-from broker.ledger import orders
+from broker.ledger import audit, orders
+from broker.ledger.audit import Act
 from broker.ledger.engine import Ledger
 from broker.records import Orders
 from broker.reservations.server import Told
 from broker.reservations.store import Reservations
+
+#: who is named in the audit when nobody said
+UNKNOWN: Final = "unknown"
 
 log = logging.getLogger(__name__)
 
@@ -34,24 +38,39 @@ class OrderBook:
         with self._ledger.read() as conn:
             return orders.read(conn, worker_id, after=after)
 
-    def drain(self, worker_id: str) -> Orders:
+    def drain(self, worker_id: str, *, by: str = UNKNOWN, source: str | None = None) -> Orders:
         """Let a worker finish what it runs and claim no more; a repeat changes nothing."""
         standing = self._known(worker_id)
         if standing.drain:
             return standing
-        return self._change(worker_id, draining_at=self._clock.now())
+        act = Act(action="worker.drain", actor=by, source=source, object=worker_id)
+        return self._change(act, draining_at=self._clock.now())
 
-    def resume(self, worker_id: str) -> Orders:
+    def resume(self, worker_id: str, *, by: str = UNKNOWN, source: str | None = None) -> Orders:
         """Let a worker claim again; a repeat changes nothing."""
         standing = self._known(worker_id)
-        return self._change(worker_id, draining_at=None) if standing.drain else standing
+        if not standing.drain:
+            return standing
+        act = Act(action="worker.resume", actor=by, source=source, object=worker_id)
+        return self._change(act, draining_at=None)
 
-    def set_concurrency(self, worker_id: str, concurrency: int | None) -> Orders:
+    def set_concurrency(
+        self,
+        worker_id: str,
+        concurrency: int | None,
+        *,
+        by: str = UNKNOWN,
+        source: str | None = None,
+    ) -> Orders:
         """Say how many jobs a worker may run at once; None leaves it to the worker's owner."""
         standing = self._known(worker_id)
         if standing.concurrency == concurrency:
             return standing
-        return self._change(worker_id, concurrency=concurrency)
+        detail = {"before": standing.concurrency, "after": concurrency}
+        act = Act(
+            action="worker.concurrency", actor=by, source=source, object=worker_id, detail=detail
+        )
+        return self._change(act, concurrency=concurrency)
 
     def tell(self, standing: Orders) -> None:
         """Let the edges know; best effort, for whoever missed it reads the ledger in time."""
@@ -68,8 +87,10 @@ class OrderBook:
                 raise WorkerNotFound
             return orders.read(conn, worker_id)
 
-    def _change(self, worker_id: str, **values: Any) -> Orders:
+    def _change(self, act: Act, **values: Any) -> Orders:
+        now = self._clock.now()
         with self._ledger.write() as conn:
-            standing = orders.change(conn, worker_id, values, self._clock.now())
+            standing = orders.change(conn, str(act.object), values, now)
+            audit.append(conn, act, now)
         self.tell(standing)
         return standing

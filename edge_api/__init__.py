@@ -23,6 +23,7 @@ from edge_api import (
     leases,
     ops,
     traffic,
+    why,
     workers,
 )
 from edge_api.services import EXTENSION, Services
@@ -32,6 +33,7 @@ from edge_api.smorest import Api
 #: every group of routes there is
 BLUEPRINTS = (
     jobs.blp,
+    why.blp,
     leases.blp,
     events.blp,
     artifacts.blp,

@@ -8,7 +8,7 @@ from typing import Any
 from flask.views import MethodView
 
 from broker.records import Orders
-from edge_api.auth import Kind, principal
+from edge_api.auth import Kind, principal, source
 from edge_api.control_fields import ConcurrencyArgs, ControlArgs, ControlSchema, StandingSchema
 from edge_api.services import current_services
 from edge_api.smorest import PREFIX, Blueprint
@@ -60,7 +60,7 @@ class Drain(MethodView):
         ---
         Nothing is granted to it meanwhile, whether it listens or not. A repeat changes nothing.
         """
-        return current_services().queue.orders.drain(worker_id)
+        return current_services().queue.orders.drain(worker_id, by=principal().id, source=source())
 
 
 @blp.route("/<string:worker_id>/resume", endpoint="resume")
@@ -75,7 +75,7 @@ class Resume(MethodView):
         ---
         A repeat changes nothing.
         """
-        return current_services().queue.orders.resume(worker_id)
+        return current_services().queue.orders.resume(worker_id, by=principal().id, source=source())
 
 
 @blp.route("/<string:worker_id>/concurrency", endpoint="concurrency")
@@ -91,7 +91,9 @@ class Concurrency(MethodView):
         ---
         A repeat changes nothing. What runs goes on; a token's `maxConcurrency` still holds.
         """
-        return current_services().queue.orders.set_concurrency(worker_id, args["concurrency"])
+        return current_services().queue.orders.set_concurrency(
+            worker_id, args["concurrency"], by=principal().id, source=source()
+        )
 
 
 def _orders(standing: Orders) -> Iterator[dict[str, Any]]:

@@ -15,6 +15,7 @@ from broker.ledger.credentials import Credentials
 from broker.ledger.engine import Ledger
 from broker.queue import JobQueue
 from broker.reservations.store import Reservations
+from broker.why import Why
 from edge_api.presence import Presence
 from edge_api.rates import Rates
 from edge_api.refusals import Refusals
@@ -40,6 +41,7 @@ class Services:
     rates: Rates
     waiting: Waiting
     refusals: Refusals
+    why: Why
     #: None when no issuer is believed
     oidc: Oidc | None = None
 
@@ -74,6 +76,7 @@ class Services:
                 capacity=settings.waits_max,
             ),
             refusals=Refusals(ledger),
+            why=Why(ledger, catalog=queue.catalog, roster=queue.roster, clock=clock),
             oidc=None if settings.oidc_config is None else _oidc(settings.oidc_config),
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, Final
 
@@ -40,6 +41,20 @@ def newest(connection: sa.Connection, *, kind: str | None, limit: int) -> list[C
     if kind is not None:
         query = query.where(CredentialRow.kind == kind)
     return [known_of(row).credential for row in connection.execute(query.limit(limit))]
+
+
+def good_of(
+    connection: sa.Connection, worker_ids: Sequence[str], now: datetime
+) -> list[Credential]:
+    """Read the credentials by which these workers may call now, the newest first."""
+    good = (
+        CredentialRow.worker_id.in_(worker_ids),
+        CredentialRow.revoked_at.is_(None),
+        CredentialRow.expires_at.is_(None) | (CredentialRow.expires_at > now),
+    )
+    order = (CredentialRow.created_at.desc(), CredentialRow.id.desc())
+    query = sa.select(*COLUMNS).where(*good).order_by(*order)
+    return [known_of(row).credential for row in connection.execute(query)]
 
 
 def insert(connection: sa.Connection, new: dict[str, Any], now: datetime) -> tuple[Credential, str]:

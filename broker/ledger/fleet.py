@@ -101,3 +101,10 @@ def load(conn: sa.Connection) -> list[Load]:
         .group_by(jobs.c.queue, jobs.c.type, jobs.c.status)
     )  # fmt: skip
     return [Load(*row) for row in conn.execute(query)]
+
+
+def draining(conn: sa.Connection, names: Sequence[str]) -> set[str]:
+    """Name those of some workers that were told to claim no more."""
+    query = sa.select(workers.c.worker_id)
+    query = query.where(workers.c.worker_id.in_(names), workers.c.draining_at.is_not(None))
+    return set(conn.scalars(query))

@@ -29,6 +29,7 @@ MAY = {
     ("GET", "/api/queue/jobs/<string:job_id>"): USERS | {"worker"},
     ("POST", "/api/queue/jobs/<string:job_id>/cancel"): USERS,
     ("GET", "/api/queue/jobs/<string:job_id>/attempts"): USERS,
+    ("GET", "/api/queue/jobs/<string:job_id>/why"): USERS,
     ("GET", "/api/queue/jobs/<string:job_id>/events"): USERS,
     ("GET", "/api/queue/jobs/<string:job_id>/artifacts"): USERS,
     ("GET", "/api/queue/jobs/<string:job_id>/artifacts/<string:artifact_id>/download"): USERS,
