@@ -32,7 +32,7 @@ test: $(VENV)/.made codex ## Every test, against real servers; says what it had 
 	@$(BIN)/pytest tests $(ARGS)
 
 .PHONY: check
-check: lint ## The gate before every commit: format, lint, types, imports, fast tests
+check: lint safe ## The gate before every commit: format, lint, types, imports, safety, fast tests
 	@$(BIN)/pytest -q -n 2 -m "not slow" tests/unit tests/contract tests/attacks
 
 .PHONY: lint
@@ -41,6 +41,12 @@ lint: $(VENV)/.made ## Format, lint, types and import contracts; changes nothing
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/mypy --no-error-summary
 	@$(BIN)/lint-imports >$(VENV)/imports.log || { cat $(VENV)/imports.log; exit 1; }
+
+.PHONY: safe
+safe: $(VENV)/.made ## Look for what is unsafe in the code, and known to be so in the lock
+	@# B108, temporary paths, is ruff's S108, which wants a reason on the line
+	@$(BIN)/bandit --quiet --skip B108 --severity-level medium --recursive $(PACKAGES) deploy
+	@.ci/audit $(BIN) $(VENV)/.audited
 
 .PHONY: format
 format: $(VENV)/.made ## Put the code in shape
