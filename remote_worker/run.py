@@ -163,7 +163,11 @@ class JobRun:
             redactor=self._redactor,
             interrupt=self._interruption,
         )
-        return handler(context)
+        outcome = handler(context)
+        if self._lease.interruption() is Interruption.LEASE_LOST:
+            # it came to its end while we slept: somebody else may be at it by now
+            raise Interrupted(Interruption.LEASE_LOST)
+        return outcome
 
     def _checkpoint(self) -> object:
         """Return what the handler left for the next holder, without secrets; None if too large."""

@@ -1,0 +1,99 @@
+"""The daemon is stopped, killed and started again: nothing is published late, nothing is lost."""
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests import lossy as fates
+from tests.contract.edge.conftest import Caller, Edge
+from tests.faults.worker.conftest import Start
+from tests.faults.worker.test_network import alive, running_child
+from tests.lossy import Lossy
+from tests.processes import until
+
+pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(180)]
+
+
+def test_a_daemon_that_slept_past_its_lease_publishes_nothing(
+    start: Start, lossy: Lossy, edge: Edge, user: Caller, tmp_path: Path
+) -> None:
+    gate = tmp_path / "gate"
+    job = user.post("/jobs", {"type": "child", "payload": {"gate": str(gate)}}).json
+    daemon = start("--once", lease_seconds=3)
+    child = until(lambda: running_child(tmp_path), 60, what="the child runs")
+    daemon.send(signal.SIGSTOP)
+
+    def given_up() -> bool:
+        edge.services.queue.expiry.end_due("remote", limit=20)
+        return bool(user.get(f"/jobs/{job['id']}").json["attempt"] == 2)
+
+    until(given_up, 60, what="the lease has run out")
+    # the work itself comes to its end while nobody watches
+    gate.touch()
+    until(lambda: not alive(child), 30, what="the child has ended")
+    said = len(lossy.calls)
+    daemon.send(signal.SIGCONT)
+    assert daemon.wait(60) == 0
+    assert not {"upload", "complete", "fail", "release"} & set(lossy.calls[said:])
+    assert user.get(f"/jobs/{job['id']}/artifacts").json["items"] == []
+    assert user.get(f"/jobs/{job['id']}").json["status"] == "queued"
+    assert list((tmp_path / "work" / "jobs").iterdir()) == []
+
+
+def test_finished_work_of_a_killed_daemon_is_reported_by_the_next(
+    start: Start, lossy: Lossy, user: Caller, tmp_path: Path
+) -> None:
+    job = user.post("/jobs", {"type": "child", "payload": {"n": 7}}).json
+    lossy.fate = lambda verb, _n: fates.BUSY if verb in ("upload", "complete") else None
+    first = start(lease_seconds=120)
+    spool = tmp_path / "work" / "spool"
+    until(lambda: [p for p in spool.glob("*.json") if ending(p) == "complete"], 60)
+    first.kill()
+    assert user.get(f"/jobs/{job['id']}").json["status"] == "running"
+    lossy.fate = lambda _verb, _n: None
+    assert start(idle_exit=0.1).wait(60) == 0
+    done = user.get(f"/jobs/{job['id']}").json
+    assert (done["status"], done["attempt"], done["result"]) == ("succeeded", 1, {"n": 7})
+    assert [one["name"] for one in user.get(f"/jobs/{job['id']}/artifacts").json["items"]] == [
+        "made.txt"
+    ]
+    assert [*spool.iterdir(), *(tmp_path / "work" / "jobs").iterdir()] == []
+
+
+def test_unfinished_work_of_a_killed_daemon_is_given_up_at_once(
+    start: Start, lossy: Lossy, user: Caller, tmp_path: Path
+) -> None:
+    job = user.post("/jobs", {"type": "child", "payload": {"gate": str(tmp_path / "no")}}).json
+    first = start(lease_seconds=3600)
+    child = until(lambda: running_child(tmp_path), 60, what="the child runs")
+    first.kill()
+    until(lambda: not alive(child), 30, what="the child died with its daemon")
+    assert start(idle_exit=0.1).wait(60) == 0
+    # an hour before its lease would have ended
+    left = user.get(f"/jobs/{job['id']}").json
+    assert (left["status"], left["attempt"]) == ("queued", 2)
+    assert left["errorType"] == "worker_killed"
+    assert list((tmp_path / "work" / "jobs").iterdir()) == []
+
+
+def test_a_revoked_token_stops_the_child_and_the_daemon(
+    start: Start, lossy: Lossy, user: Caller, tmp_path: Path
+) -> None:
+    user.post("/jobs", {"type": "child", "payload": {"gate": str(tmp_path / "no")}})
+    daemon = start(lease_seconds=6)
+    child = until(lambda: running_child(tmp_path), 60, what="the child runs")
+    [token] = user.get("/workers/tokens").json["items"]
+    user.post(f"/workers/tokens/{token['id']}/revoke")
+    until(lambda: not alive(child), 60, what="the child is stopped")
+    assert daemon.wait(60) == 4
+    # and so it is at the start
+    assert start().wait(60) == 4
+
+
+def ending(path: Path) -> str:
+    try:
+        return str(json.loads(path.read_text())["report"]["ending"])
+    except (OSError, ValueError):
+        return ""
