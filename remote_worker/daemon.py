@@ -82,6 +82,8 @@ class Daemon:
         #: how the jobs so far ended here
         self.endings: Counter[str] = Counter()
         self._exit = EXIT_OK
+        #: what an earlier daemon left is still being reported
+        self._replaying = True
         self._wake, self._waker = os.pipe()
         os.set_blocking(self._waker, False)
 
@@ -119,7 +121,7 @@ class Daemon:
             if limit is not None and quiet_s >= limit:
                 self._forward(State.STOPPING, "drained long enough")
             left = claims.is_alive() and quiet_s < _CLAIM_GRACE_S
-            if not left and not self.slots.running():
+            if not left and not self.slots.running() and not self._replaying:
                 if self._control is not None:
                     self._control.stop()
                 log.info("ended", extra={"action": "ended", "jobs": self.slots.taken})
@@ -140,7 +142,7 @@ class Daemon:
         ready, _, _ = select.select([self._wake], [], [], _IDLE_TICK_S if asleep else _TICK_S)
         for _ in range(os.read(self._wake, 64).count(_SIGNALLED) if ready else 0):
             self._forward(State(min(self.slots.state + 1, State.STOPPING)), "signal")
-        if limit is not None and self.slots.idle_s() >= limit:
+        if limit is not None and not self._replaying and self.slots.idle_s() >= limit:
             self._forward(State.QUIET, "idle")
 
     def _on_signal(self, _number: int, _frame: object) -> None:
@@ -200,10 +202,16 @@ class Daemon:
 
     def _replay(self) -> None:
         """Report what an earlier daemon finished and could not report."""
-        for job, report in self._spool.left():
-            log.info("left behind: %s", report.ending, extra={"action": "replay", "job_id": job.id})
-            if not self._job_run(job).replay(report):
-                self._unreported()
+        try:
+            for job, report in self._spool.left():
+                about = {"action": "replay", "job_id": job.id}
+                log.info("left behind: %s", report.ending, extra=about)
+                if not self._job_run(job).replay(report):
+                    self._unreported()
+        finally:
+            self.slots.touch()
+            self._replaying = False
+            self._nudge(_LOOK)
 
     def _start(self, job: Job) -> None:
         """Give a job a thread, or give it back when it came too late."""

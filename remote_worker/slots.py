@@ -54,6 +54,11 @@ class Slots:
         with self._changed:
             return tuple(self._active)
 
+    def touch(self) -> None:
+        """Begin to count idleness from now."""
+        with self._changed:
+            self._busy_until = self._clock()
+
     def idle_s(self) -> float:
         """Return how long there has been nothing to do."""
         with self._changed:
