@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from celery import Celery
 
-from broker.bridge import maintenance
+from broker.bridge import builtin_tasks, maintenance
 from broker.bridge.consumer import BridgeStep, MessagesStep
 from broker.bridge.feed import survive_properties
 from broker.bridge.runtime import Bridge, Settings
@@ -82,6 +82,7 @@ def install(
         survive_properties()
     bridge = Bridge(app, settings)
     maintenance.register(app, bridge.nudged)
+    builtin_tasks.adapt(app, settings.bridge.queues)
     app.drawbridge = bridge
     app.steps["worker"].add(BridgeStep)
     app.steps["consumer"].add(MessagesStep)

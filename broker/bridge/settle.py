@@ -173,8 +173,14 @@ class Settler:
     def _children(self, told: _Told) -> list[Any]:
         """Name what the links and the chain have become, as stock Celery's trail does."""
         result = self._app.AsyncResult
-        links = told.context.callbacks or ()
-        children = [result(_link_id(told.job, link, i)) for i, link in enumerate(links)]
+        links = list(enumerate(told.context.callbacks or ()))
+        children = [result(_link_id(told.job, link, i)) for i, link in links if _is_group(link)]
+        single = [result(_link_id(told.job, link, i)) for i, link in links if not _is_group(link)]
+        if len(links) > 1 and single:
+            # Celery sends several links as one group, and that is the child one sees
+            children.append(self._app.GroupResult(sent_id(told.job, "links", 0), single))
+        else:
+            children += single
         if told.context.chain:
             following = told.context.chain[-1].get("options", {}).get("task_id")
             children += [result(following)] if following else []
@@ -227,6 +233,10 @@ class Settler:
 def _link_id(job: Job, link: Mapping[str, Any], index: int) -> str:
     frozen = (link.get("options") or {}).get("task_id")
     return str(frozen or sent_id(job, "link", index))
+
+
+def _is_group(link: Mapping[str, Any]) -> bool:
+    return link.get("task") == "celery.group"
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from typing import Any
 
 import redis
 from celery import Celery
+from celery.backends.redis import RedisBackend
 from kombu.utils.encoding import bytes_to_str
 
 from broker.catalog import Catalog
@@ -80,12 +81,17 @@ class World:
         started.wait_for(rf"{name}@here ready")
         return started
 
+    @property
+    def own_app(self) -> dict[str, str]:
+        """What an orchestrator's own app is told."""
+        return {"APP_BROKER": self.broker_url, "APP_BACKEND": self.backend_url}
+
     def local_worker(self, app: str = "tests.e2e.local_app", queues: str = "local") -> Process:
         """Start an ordinary Celery worker."""
         argv = [sys.executable, "-m", "celery", "-A", app, "worker", "-Q", queues]
         started = self._process(
             [*argv, "-P", "solo", "-n", "local@here", "-l", "INFO"],
-            env={"APP_BROKER": self.broker_url, "APP_BACKEND": self.backend_url},
+            env=self.own_app,
             cwd=ROOT,
         )
         started.wait_for("local@here ready")
@@ -132,7 +138,8 @@ class World:
         """Close what this process opened."""
         # Results unsubscribe when they go: now, while the server is there, or never.
         gc.collect()
-        self.app.backend.result_consumer.cancel_for = lambda _task_id: None
+        if isinstance(self.app.backend, RedisBackend):
+            self.app.backend.result_consumer.cancel_for = lambda _task_id: None
         self.app.close()
         self.ledger.close()
         self.reservations.close()
