@@ -13,27 +13,24 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
-from datetime import datetime
+from collections.abc import Callable, Sequence
 from functools import partial
-from operator import attrgetter
 from typing import Final, TypeVar
 
-import sqlalchemy as sa
+from cachetools import LRUCache
 
 from broker.clock import Clock, from_ms
 from broker.errors import GenerationMoved, InvalidPayload, ReservationsUnavailable, Unavailable
 from broker.expiry import Expiry
 from broker.indexing import Indexer, dump
-from broker.ledger import attempts, grants, jobs, queues, transitions, workers
+from broker.ledger import grants, jobs, queues, workers
 from broker.ledger.engine import Ledger
 from broker.policy import Eligibility, merge
 from broker.records import ClaimRequest, Job
 from broker.reservations.shapes import Reserved
 from broker.reservations.store import Reservations
 from broker.settings import QueueSettings
-from broker.states import Index, Status
+from broker.states import Index
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +38,11 @@ log = logging.getLogger(__name__)
 LOSSES_MAX: Final = 5
 #: overdue leases that a claim ends on its way
 SWEEP: Final = 20
+
+#: how long a claim may go by the queues that another one read
+QUEUES_S: Final = 1.0
+#: claim keys a process remembers
+KEYS: Final = 10_000
 
 T = TypeVar("T")
 
@@ -67,6 +69,10 @@ class Claims:
         self.settings = settings
         self._lock = threading.Lock()
         self._next_sweep = 0.0
+        self._queues: list[str] = []
+        self._queues_until = 0.0
+        #: (worker, claim key) of claims that came here, for those that come again
+        self._keys: LRUCache[tuple[str, str | None], bool] = LRUCache(KEYS)
 
     @staticmethod
     def eligibility(request: ClaimRequest) -> Eligibility:
@@ -90,9 +96,25 @@ class Claims:
         """
         eligible = self.eligibility(request)
         digest = _digest(request) if request.claim_key is not None else None
+        tried = self._at_hand(request, eligible)
+        if tried is not None:
+            granted = self._take(request, eligible, digest, tried, request.max_jobs)
+            if granted:
+                return granted
+        # "nothing" is answered only after a look into the ledger
         again, queues, places = self._look(request, eligible, digest)
-        if again or not places:
+        if again or not places or queues == tried:
             return again
+        return self._take(request, eligible, digest, queues, places)
+
+    def _take(
+        self,
+        request: ClaimRequest,
+        eligible: Eligibility,
+        digest: str | None,
+        queues: Sequence[str],
+        places: int,
+    ) -> list[Job]:
         for _ in range(LOSSES_MAX):
             lease_id = secrets.token_hex(16)
             for queue in self._by_head(queues, eligible):
@@ -106,6 +128,26 @@ class Claims:
                 return granted
         return []
 
+    def _at_hand(self, request: ClaimRequest, eligible: Eligibility) -> list[str] | None:
+        """Return the queues as read a moment ago, unless the ledger must be asked first.
+
+        It knows a worker's free places and what a key was answered. A repeat that comes by another
+        edge is found out by the grant: what was held for it goes back.
+        """
+        key = (request.worker_id, request.claim_key)
+        with self._lock:
+            repeated = request.claim_key is not None and key in self._keys
+            self._keys[key] = True
+            if repeated or request.policy.max_concurrency is not None:
+                return None
+            known, left_s = self._queues, self._queues_until - time.monotonic()
+        return _seen_by(eligible, known) if left_s > 0 else None
+
+    def forget_queues(self) -> None:
+        """Read the queues anew at the next claim: there may be a new one."""
+        with self._lock:
+            self._queues_until = 0.0
+
     def _look(
         self, request: ClaimRequest, eligible: Eligibility, digest: str | None
     ) -> tuple[list[Job], list[str], int]:
@@ -116,11 +158,14 @@ class Claims:
         """
         with self.ledger.read() as conn:
             if digest is not None:
-                again = _replayed(conn, request, digest, self.clock.now())
+                again = grants.replayed(conn, request, digest, self.clock.now())
                 if again:
                     return again, [], 0
-            places = len(self._within_limit(conn, request, range(request.max_jobs)))
-            return [], _seen_by(eligible, queues.queue_names(conn)), places
+            places = len(grants.within_limit(conn, request, range(request.max_jobs)))
+            names = queues.queue_names(conn)
+        with self._lock:
+            self._queues, self._queues_until = names, time.monotonic() + QUEUES_S
+        return [], _seen_by(eligible, names), places
 
     def _by_head(self, queues: Sequence[str], eligible: Eligibility) -> list[str]:
         """Order queues by their best job; asks Redis only when there is a choice.
@@ -197,17 +242,17 @@ class Claims:
         with self.ledger.write() as conn:
             may_claim = workers.lock_worker(conn, request.worker_id, now)
             try:
-                again = [] if digest is None else _replayed(conn, request, digest, now)
+                again = [] if digest is None else grants.replayed(conn, request, digest, now)
             except InvalidPayload as error:
                 # a call in parallel used the key for something else; what is held goes back
                 refusal = error
             if not again and refusal is None and may_claim:
-                ids = self._within_limit(conn, request, reserved.ids)
+                ids = grants.within_limit(conn, request, reserved.ids)
                 jobs.lock_in_order(conn, ids)
                 granted = grants.grant(
                     conn, ids, request, lease_id=lease_id, hold_s=hold_s, digest=digest, now=now
                 )
-            lost = _refused(conn, set(reserved.ids) - {job.id for job in granted}, now)
+            lost = grants.refused(conn, set(reserved.ids) - {job.id for job in granted}, now)
         if lost:
             self.index.put(lost, force=True)
         if refusal is not None:
@@ -215,14 +260,6 @@ class Claims:
         if granted:
             self._confirm(queue, granted, lease_id, hold_s, request.lease_seconds)
         return again or granted
-
-    @staticmethod
-    def _within_limit(conn: sa.Connection, request: ClaimRequest, ids: Sequence[T]) -> Sequence[T]:
-        """Cut to the worker's free places; its row is locked, so nobody else fills them."""
-        most = request.policy.max_concurrency
-        if most is None:
-            return ids
-        return ids[: max(0, most - workers.running_of(conn, request.worker_id))]
 
     def _confirm(
         self,
@@ -245,53 +282,6 @@ class Claims:
         except ReservationsUnavailable as error:
             # the ledger has granted it: a heartbeat or reconcile puts it into the index
             log.warning("not confirmed: %s", error, extra={"action": "claim", "queue": queue})
-
-
-def _replayed(conn: sa.Connection, request: ClaimRequest, digest: str, now: datetime) -> list[Job]:
-    """Read what this claim key was answered within its lease.
-
-    Raises:
-        InvalidPayload: the key came with another request.
-    """
-    claimed = attempts.claimed_under(conn, request.worker_id, request.claim_key or "", now)
-    if any(one.digest != digest for one in claimed):
-        raise InvalidPayload("Idempotency-Key was used for another claim")
-    # the newest of a job that came back under the same key
-    newest = {one.job_id: one for one in sorted(claimed, key=attrgetter("fence"))}
-    found = jobs.by_ids(conn, list(newest))
-    # A lease that has ended since is named all the same: its holder learns it at the first call.
-    # The one that is open now is another's, though it may be of another claim of this worker.
-    return [
-        replace(
-            job, claimed_by=request.worker_id, lease_id=newest[job.id].lease_id,
-            fence=newest[job.id].fence, attempt=newest[job.id].attempt,
-        )
-        for job in _in_order(found)
-    ]  # fmt: skip
-
-
-def _in_order(some: Iterable[Job]) -> list[Job]:
-    """Sort as claims give them: priority, then enqueue order."""
-    return sorted(some, key=lambda job: (-job.priority, job.seq))
-
-
-def _refused(conn: sa.Connection, ids: Iterable[str], now: datetime) -> list[Job]:
-    """Read what the ledger did not grant, ending what expired while it waited.
-
-    Put back as it is, an expired job would be the first to be offered again.
-    """
-    lost = {job.id: job for job in jobs.by_ids(conn, sorted(ids))}
-    expired = [
-        job.id
-        for job in lost.values()
-        if job.status is Status.QUEUED and job.expires_at is not None and job.expires_at <= now
-    ]
-    if expired:
-        table = jobs.jobs
-        due = (table.c.id.in_(expired), table.c.status == Status.QUEUED)
-        for job in jobs.get_many(conn, *due, lock=True):
-            lost[job.id] = transitions.cancel(conn, job, now=now, reason="expired")
-    return list(lost.values())
 
 
 def _seen_by(eligible: Eligibility, queues: Sequence[str]) -> list[str]:

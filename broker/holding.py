@@ -25,6 +25,7 @@ from broker.clock import Clock, from_ms
 from broker.errors import (
     DrawbridgeError,
     JobNotFound,
+    JobStateConflict,
     NotAuthorized,
     OwnershipMismatch,
     ReservationsUnavailable,
@@ -114,14 +115,17 @@ class Holding:
         digest = _digest("complete", holder, result, result_summary)
         now = self.clock.now()
         with self.ledger.write() as conn:
-            job, repeated = holders.held(conn, job_id, holder, digest=digest)
-            if repeated:
+            ended = transitions.complete(
+                conn, job_id, holder, result=result, result_summary=result_summary,
+                digest=digest, now=now,
+            )  # fmt: skip
+            if ended is None:
+                job, repeated = holders.held(conn, job_id, holder, digest=digest)
+                if not repeated:  # nobody gets a lease that was not granted a moment ago
+                    raise JobStateConflict
                 return job
-            job = transitions.complete(
-                conn, job, result=result, result_summary=result_summary, digest=digest, now=now
-            )
-        self.index.put([job])
-        return job
+        self.index.put([ended])
+        return ended
 
     def complete_many(
         self, worker_id: str, completions: Sequence[Completion]

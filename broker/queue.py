@@ -75,6 +75,7 @@ class JobQueue(Holding):
             settings=settings,
         )  # fmt: skip
         self.orders = OrderBook(ledger, reservations, clock)
+        self._queues_placed: set[str] = set()
         self._redriver = Redriver(ledger, index=self.index, clock=clock)
 
     # -- producers and operators -------------------------------------------------------------
@@ -182,6 +183,9 @@ class JobQueue(Holding):
     def _place(self, placed: Sequence[Job]) -> None:
         """Index new jobs; a queue nobody has built yet is built on the way."""
         for queue in {job.queue for job in placed}:
+            if queue not in self._queues_placed:
+                self._queues_placed.add(queue)
+                self._claims.forget_queues()
             try:
                 self.index.ensure(queue)
             except ReservationsUnavailable as error:

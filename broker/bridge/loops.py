@@ -51,6 +51,7 @@ class Loop:
         self.passed_at = time.monotonic()
         self._step = step
         self._stopping = threading.Event()
+        self._woken = threading.Event()
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
@@ -63,6 +64,11 @@ class Loop:
     def stop(self) -> None:
         """Ask the thread to end after its step."""
         self._stopping.set()
+        self._woken.set()
+
+    def wake(self) -> None:
+        """End the pause that it makes, or is about to make; not one after a failure."""
+        self._woken.set()
 
     def join(self, timeout_s: float = STOP_S) -> bool:
         """Wait for the thread's end; False when its step takes too long."""
@@ -73,18 +79,22 @@ class Loop:
         return not thread.is_alive()
 
     def _run(self) -> None:
-        pause, row = 0.0, 0
-        while not self._stopping.wait(pause):
+        row = 0
+        while True:
+            self._woken.clear()
+            if self._stopping.is_set():
+                return
             try:
                 pause = self._step()
                 self.passed_at = time.monotonic()
                 if row:
                     logger.info("%s works again", self.name, extra={"action": "loop"})
                 row = 0
+                self._woken.wait(pause)
             except Exception as error:  # noqa: BLE001  a loop that must live: logged, counted, tried again
                 self.failures += 1
                 self._tell(error, row)
-                pause = min(PAUSE_CAP_S, PAUSE_S * 2.0**row)
+                self._stopping.wait(min(PAUSE_CAP_S, PAUSE_S * 2.0**row))
                 row = min(row + 1, 16)
 
     def _tell(self, error: Exception, row: int) -> None:

@@ -27,8 +27,8 @@ logger = logging.getLogger(__name__)
 #: effects taken at once; what is told within half a lock is surely told by one relay
 TAKE: Final = 200
 LOCK_S: Final = 60.0
-#: between looks at an empty outbox
-IDLE_S: Final = 0.02
+#: between looks at an empty outbox; whoever ends a job wakes the loop before
+IDLE_S: Final = 0.1
 #: between looks when every row waits for its time
 WAITING_S: Final = 0.25
 #: how long rows wait for a store that is away

@@ -26,7 +26,7 @@ from broker.bridge.relay import Relay
 from broker.bridge.revokes import Revokes
 from broker.bridge.settle import Settler
 from broker.clock import Clock, to_ms
-from broker.errors import ConfigurationError
+from broker.errors import ConfigurationError, ReservationsUnavailable
 from broker.files import ArtifactStore
 from broker.ledger.engine import Ledger
 from broker.queue import JobQueue
@@ -199,6 +199,7 @@ class Bridge:
 
     def _make_loops(self) -> list[Loop]:
         relay = self._new_relay(Announcer(self.app))
+        relaying = Loop("relay", relay.step)
         self._last_words += [self.fleet.leave, self._mailbox.close]
         return [
             Loop("fleet", self._fleet_step),
@@ -206,9 +207,26 @@ class Bridge:
             Loop("revokes", self._revokes_step),
             *(self._duty(name) for name in ("expire_leases", "release_due_retries")),
             *(self._duty(name) for name in ("reconcile", "prune")),
-            Loop("relay", relay.step),
+            relaying,
+            self._listen(relaying),
             self._watch(relay),
         ]
+
+    def _listen(self, relaying: Loop) -> Loop:
+        """Wake the relay when a job ends; it looks by itself when that goes unheard."""
+        endings = self.reservations.endings()
+
+        def step() -> float:
+            nonlocal endings
+            try:
+                if next(endings):
+                    relaying.wake()
+            except ReservationsUnavailable:
+                endings = self.reservations.endings()
+                raise
+            return 0.0
+
+        return Loop("endings", step)
 
     def _watch(self, relay: Relay) -> Loop:
         warn_s = self.settings.bridge.outbox_warn_s

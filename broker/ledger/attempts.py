@@ -14,6 +14,7 @@ from broker.records import Attempt, Job
 
 attempts: Final[sa.Table] = AttemptRow.__table__  # type: ignore[assignment]
 
+_INSERT: Final = attempts.insert()
 _COLUMNS: Final = tuple(attempts.c[field.name] for field in fields(Attempt))
 
 
@@ -25,7 +26,7 @@ def list_attempts(conn: sa.Connection, job_id: str) -> list[Attempt]:
 
 def open_attempts(conn: sa.Connection, rows: Sequence[Mapping[str, Any]]) -> None:
     """Record leases that were granted."""
-    conn.execute(attempts.insert(), list(rows))
+    conn.execute(_INSERT, rows[0] if len(rows) == 1 else list(rows))
 
 
 _END_ATTEMPT: Final = (

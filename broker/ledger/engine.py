@@ -12,23 +12,12 @@ from pathlib import Path
 from typing import Final, Literal
 
 import sqlalchemy as sa
-from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random
 
 from broker.errors import ConfigurationError, LedgerUnavailable
+from broker.ledger import pools
+from broker.ledger.pools import BUSY_TIMEOUT_S, PATIENCE
 from broker.ledger.turns import Turns
 
-#: how long a writer waits for the one before it on SQLite
-BUSY_TIMEOUT_S: Final = 10
-#: how long a thread waits for a connection of the pool
-POOL_TIMEOUT_S: Final = 5
-#: how long PostgreSQL may take to let us in, to run one statement, and to acknowledge a packet
-CONNECT_TIMEOUT_S: Final = 3
-STATEMENT_TIMEOUT_S: Final = 10
-
-_MIN_SQLITE: Final = (3, 35)  # RETURNING
-#: execution option: how long a write may wait; None for a read
-_PATIENCE_S: Final = "ledger_patience_s"
-_UNTOLD: Final = object()
 _AWAY: Final = "The ledger does not answer; ask again"
 _NO_TABLES: Final = "The ledger has no tables yet; run `drawbridge migrate`"
 
@@ -92,10 +81,10 @@ class Ledger:
         self.dialect: Dialect
         if parsed.drivername == "sqlite":
             self.dialect = "sqlite"
-            self.engine = _sqlite(parsed, synchronous)
+            self.engine = pools.sqlite(parsed, synchronous)
         else:
             self.dialect = "postgresql"
-            self.engine = _postgresql(parsed)
+            self.engine = pools.postgresql(parsed)
         self._here = threading.local()
         # SQLite's writers wait by sleeping ever longer; those of one process can queue up instead.
         self._writers = Turns()
@@ -146,7 +135,7 @@ class Ledger:
             with self.engine.connect() as connection:
                 # psycopg sends READ ONLY with its BEGIN; SQLite is told in the event below.
                 connection.execution_options(
-                    **{_PATIENCE_S: patience_s, "postgresql_readonly": patience_s is None},
+                    **{PATIENCE: patience_s, "postgresql_readonly": patience_s is None},
                 )
                 with connection.begin():
                     yield connection
@@ -163,92 +152,6 @@ class Ledger:
     def _refuse_nesting(self) -> None:
         if getattr(self._here, "open", False):
             raise RuntimeError("a transaction of this ledger is already open in this thread")
-
-
-def _sqlite(url: sa.URL, synchronous: str) -> sa.Engine:
-    if sqlite3.sqlite_version_info < _MIN_SQLITE:
-        raise ConfigurationError(
-            f"This Python carries SQLite {sqlite3.sqlite_version}; 3.35 or newer is needed",
-        )
-    if synchronous not in {"FULL", "NORMAL"}:
-        raise ConfigurationError(f"SQLite's synchronous is FULL or NORMAL, not {synchronous!r}")
-    _make_file(Path(str(url.database)))
-    engine = sa.create_engine(
-        url,
-        poolclass=sa.QueuePool,
-        pool_size=8,
-        max_overflow=8,
-        pool_timeout=POOL_TIMEOUT_S,
-        hide_parameters=True,
-        connect_args={"timeout": BUSY_TIMEOUT_S, "isolation_level": None},
-    )
-
-    @sa.event.listens_for(engine, "connect")
-    def connected(connection: sqlite3.Connection, _record: object) -> None:
-        for attempt in _until_not_busy():
-            with attempt:
-                connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute(f"PRAGMA synchronous = {synchronous}")
-        connection.execute("PRAGMA foreign_keys = ON")
-
-    @sa.event.listens_for(engine, "begin")
-    def begun(connection: sa.Connection) -> None:
-        # With a plain BEGIN the lock is taken by the first write, after the reads it rests on:
-        # four processes lost 566 of 800 updates that way, and nobody was told (decision 33).
-        patience_s = connection.get_execution_options().get(_PATIENCE_S, BUSY_TIMEOUT_S)
-        reads = patience_s is None
-        # a connection keeps what it was told, and most are told the same again
-        if connection.info.get(_PATIENCE_S, _UNTOLD) != patience_s:
-            connection.exec_driver_sql(f"PRAGMA query_only = {'ON' if reads else 'OFF'}")
-            if not reads:
-                connection.exec_driver_sql(f"PRAGMA busy_timeout = {round(patience_s * 1000)}")
-            connection.info[_PATIENCE_S] = patience_s
-        connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
-
-    return engine
-
-
-def _until_not_busy() -> Retrying:
-    # Of several processes that open a new file at once SQLite lets one switch it to WAL and tells
-    # the others at once that it is busy, whatever busy_timeout says.
-    return Retrying(
-        retry=retry_if_exception(
-            lambda error: getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_BUSY,
-        ),
-        wait=wait_random(0.001, 0.02),
-        stop=stop_after_delay(BUSY_TIMEOUT_S),
-        reraise=True,
-    )
-
-
-def _make_file(path: Path) -> None:
-    # Payloads and hashes of tokens lie here: for the owner's eyes, whatever the umask.
-    try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        path.touch(mode=0o600)
-    except OSError as error:
-        raise ConfigurationError(
-            f"The ledger's file {path} cannot be made: {error.strerror}",
-        ) from error
-
-
-def _postgresql(url: sa.URL) -> sa.Engine:
-    given = url.query.get("options", "")
-    given = given if isinstance(given, str) else " ".join(given)
-    return sa.create_engine(
-        url,
-        pool_size=10,
-        max_overflow=20,
-        pool_timeout=POOL_TIMEOUT_S,
-        pool_pre_ping=True,
-        hide_parameters=True,
-        connect_args={
-            "application_name": "drawbridge",
-            "connect_timeout": CONNECT_TIMEOUT_S,
-            "tcp_user_timeout": STATEMENT_TIMEOUT_S * 1000,
-            "options": f"{given} -c statement_timeout={STATEMENT_TIMEOUT_S}s".strip(),
-        },
-    )
 
 
 def _forget_after_fork(engine: sa.Engine) -> None:

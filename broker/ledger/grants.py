@@ -1,19 +1,26 @@
-"""The one UPDATE that gives queued jobs to a worker, with its leases, events and effects."""
+"""What a claim asks of the ledger: the one UPDATE that grants, and what it granted or refused."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
-from typing import Any
+from operator import attrgetter
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
 
 from broker import effects, figures
-from broker.ledger import events, outbox
-from broker.ledger.attempts import open_attempts
+from broker.errors import InvalidPayload
+from broker.ledger import events, jobs, outbox
+from broker.ledger.attempts import claimed_under, open_attempts
 from broker.ledger.moves import Sql, transition
+from broker.ledger.transitions import cancel
+from broker.ledger.workers import running_of
 from broker.records import ClaimRequest, Job
-from broker.states import Trigger, sources, target
+from broker.states import Status, Trigger, sources, target
+
+T = TypeVar("T")
 
 
 def grant(
@@ -47,7 +54,7 @@ def grant(
         figures.moved(job.queue, job.type, Trigger.GRANT)
     events.insert(conn, log)
     outbox.insert(conn, told, now)
-    return sorted((one.job for one in moved), key=lambda job: (-job.priority, job.seq))
+    return in_order(one.job for one in moved)
 
 
 def _attempt(job: Job, request: ClaimRequest, digest: str | None) -> dict[str, Any]:
@@ -58,3 +65,58 @@ def _attempt(job: Job, request: ClaimRequest, digest: str | None) -> dict[str, A
         "claim_digest": digest, "started_at": job.updated_at, "ended_at": None, "outcome": None,
         "error_message": None,
     }  # fmt: skip
+
+
+def within_limit(conn: sa.Connection, request: ClaimRequest, ids: Sequence[T]) -> Sequence[T]:
+    """Cut to the worker's free places; once its row is locked, nobody else fills them."""
+    most = request.policy.max_concurrency
+    if most is None:
+        return ids
+    return ids[: max(0, most - running_of(conn, request.worker_id))]
+
+
+def replayed(conn: sa.Connection, request: ClaimRequest, digest: str, now: datetime) -> list[Job]:
+    """Read what this claim key was answered within its lease.
+
+    Raises:
+        InvalidPayload: the key came with another request.
+    """
+    claimed = claimed_under(conn, request.worker_id, request.claim_key or "", now)
+    if any(one.digest != digest for one in claimed):
+        raise InvalidPayload("Idempotency-Key was used for another claim")
+    # the newest of a job that came back under the same key
+    newest = {one.job_id: one for one in sorted(claimed, key=attrgetter("fence"))}
+    found = jobs.by_ids(conn, list(newest))
+    # A lease that has ended since is named all the same: its holder learns it at the first call.
+    # The one that is open now is another's, though it may be of another claim of this worker.
+    return [
+        replace(
+            job, claimed_by=request.worker_id, lease_id=newest[job.id].lease_id,
+            fence=newest[job.id].fence, attempt=newest[job.id].attempt,
+        )
+        for job in in_order(found)
+    ]  # fmt: skip
+
+
+def refused(conn: sa.Connection, ids: Iterable[str], now: datetime) -> list[Job]:
+    """Read what the ledger did not grant, ending what expired while it waited.
+
+    Put back as it is, an expired job would be the first to be offered again.
+    """
+    lost = {job.id: job for job in jobs.by_ids(conn, sorted(ids))}
+    expired = [
+        job.id
+        for job in lost.values()
+        if job.status is Status.QUEUED and job.expires_at is not None and job.expires_at <= now
+    ]
+    if expired:
+        table = jobs.jobs
+        due = (table.c.id.in_(expired), table.c.status == Status.QUEUED)
+        for job in jobs.get_many(conn, *due, lock=True):
+            lost[job.id] = cancel(conn, job, now=now, reason="expired")
+    return list(lost.values())
+
+
+def in_order(some: Iterable[Job]) -> list[Job]:
+    """Sort as claims give them: priority, then enqueue order."""
+    return sorted(some, key=lambda job: (-job.priority, job.seq))

@@ -31,6 +31,7 @@ class Sql(Enum):
     NEXT_ATTEMPT = "attempt + 1"
     OWN_LEASE = "the lease it had"
     FIRST_START = "when it first started, else now"
+    THE_MOMENT = "now, or the last change if that is later"
 
 
 _NOW: Final = sa.bindparam("now_", type_=jobs.c.updated_at.type)
@@ -42,6 +43,7 @@ _SQL: Final[Mapping[Sql, sa.ColumnElement[Any]]] = MappingProxyType(
         Sql.NEXT_ATTEMPT: jobs.c.attempt + 1,
         Sql.OWN_LEASE: jobs.c.lease_id,
         Sql.FIRST_START: sa.func.coalesce(jobs.c.started_at, _NOT_BEFORE),
+        Sql.THE_MOMENT: _NOT_BEFORE,
     }
 )
 #: what may be asked of the rows beside their ids
@@ -49,6 +51,7 @@ _GUARDS: Final[Mapping[str, sa.ColumnElement[bool]]] = MappingProxyType(
     {
         "status": jobs.c.status == sa.bindparam("is_status", type_=jobs.c.status.type),
         "lease_id": jobs.c.lease_id == sa.bindparam("is_lease_id"),
+        "claimed_by": jobs.c.claimed_by == sa.bindparam("is_claimed_by"),
         "due": sa.and_(
             sa.or_(jobs.c.next_attempt_at.is_(None), jobs.c.next_attempt_at <= _NOW),
             sa.or_(jobs.c.expires_at.is_(None), jobs.c.expires_at > _NOW),
@@ -64,33 +67,50 @@ def transition(
     now: datetime,
     status: Status | None = None,
     lease_id: str | None = None,
+    claimed_by: str | None = None,
     due: bool = False,
     to: Mapping[str, Any],
 ) -> list[Moved]:
     """Move those jobs that still are as expected, each by one version and one event number.
 
-    Expected are a status, a lease, and that it is due: neither held back nor expired.
+    Expected are a status, a lease, its holder, and that it is due: neither held back nor expired.
     """
-    guards = {"status": status, "lease_id": lease_id, "due": due or None}
+    guards = {
+        "status": status, "lease_id": lease_id, "claimed_by": claimed_by, "due": due or None,
+    }  # fmt: skip
     asked = tuple(name for name, value in guards.items() if value is not None)
     known = tuple((name, value) for name, value in to.items() if isinstance(value, Sql))
     given = {name: value for name, value in to.items() if not isinstance(value, Sql)}
     parameters = {f"to_{name}": value for name, value in given.items()}
-    parameters |= {"ids": list(ids), "now_": now, "is_status": status, "is_lease_id": lease_id}
-    statement = _transition(asked, tuple(given), known)
+    parameters |= {
+        "now_": now, "is_status": status, "is_lease_id": lease_id, "is_claimed_by": claimed_by,
+    }  # fmt: skip
+    one = len(ids) == 1
+    parameters |= {"id_": ids[0]} if one else {"ids": list(ids)}
+    statement = _transition(asked, tuple(given), known, one=one)
     rows = conn.execute(statement, parameters)
     return [Moved(to_job(row), row.event_seq, row.canvas) for row in rows]
 
 
 @cache
 def _transition(
-    asked: tuple[str, ...], given: tuple[str, ...], known: tuple[tuple[str, Sql], ...]
+    asked: tuple[str, ...],
+    given: tuple[str, ...],
+    known: tuple[tuple[str, Sql], ...],
+    *,
+    one: bool,
 ) -> sa.Update:
     """Build the one UPDATE of a kind of transition, once: building cost more than running it."""
+    # an IN of parameters is written anew at each call
+    which = (
+        jobs.c.id == sa.bindparam("id_")
+        if one
+        else jobs.c.id.in_(sa.bindparam("ids", expanding=True))
+    )
     values = {name: sa.bindparam(f"to_{name}", type_=jobs.c[name].type) for name in given}
     return (
         jobs.update()
-        .where(jobs.c.id.in_(sa.bindparam("ids", expanding=True)))
+        .where(which)
         .where(*(_GUARDS[name] for name in asked))
         .values(
             version=jobs.c.version + 1,

@@ -19,7 +19,7 @@ from broker.errors import JobStateConflict
 from broker.ledger import events, outbox
 from broker.ledger.attempts import end_attempt
 from broker.ledger.moves import END_LEASE, Moved, Sql, transition
-from broker.records import Job
+from broker.records import Holder, Job
 from broker.states import TERMINAL, Status, Trigger, target
 
 #: a worker may ask for a later retry than ours, up to this
@@ -28,20 +28,28 @@ RETRY_AFTER_MAX_S = 3600.0
 
 def complete(
     conn: sa.Connection,
-    job: Job,
+    job_id: str,
+    holder: Holder,
     *,
     result: Any,
     result_summary: str | None,
     digest: str,
     now: datetime,
-) -> Job:
-    """End a lease with success."""
-    now = not_before(job, now)
-    moved = _move(
-        conn, job, Trigger.COMPLETE, now, digest=digest, finished_at=now, result=result,
-        result_summary=result_summary, reason=None, error_message=None, error_type=None,
-        traceback=None,
+) -> Job | None:
+    """End a lease with success, in one UPDATE that asks who holds it; None when none matched."""
+    ended = {
+        **END_LEASE, "status": target(Status.RUNNING, Trigger.COMPLETE), "last_digest": digest,
+        "finished_at": Sql.THE_MOMENT, "result": result, "result_summary": result_summary,
+        "reason": None, "error_message": None, "error_type": None, "traceback": None,
+    }  # fmt: skip
+    found = transition(
+        conn, [job_id], now=now, status=Status.RUNNING, lease_id=holder.lease_id,
+        claimed_by=holder.worker_id, to=ended,
     )  # fmt: skip
+    if not found:
+        return None
+    moved, now = found[0], found[0].job.updated_at
+    figures.moved(moved.job.queue, moved.job.type, Trigger.COMPLETE)
     runtime_s = _end(conn, moved, "succeeded", now)
     told = effects.succeeded(moved.job, moved.canvas, now, runtime_s=runtime_s)
     return _tell(conn, moved, "Job completed", {"resultSummary": result_summary}, told, now)

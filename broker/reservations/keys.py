@@ -35,6 +35,8 @@ ORDERS: Final = "{db:}:orders"
 #: channel on which workers with new orders are named
 ORDERED: Final = "{db:}:ordered"
 BEAT: Final = "{db:}:beat"
+#: channel: jobs have ended, so Celery must be told; as drop.lua writes it
+ENDED: Final = "{db:}:ended"
 #: pattern of all wake-up channels
 WAKE_PATTERN: Final = "{db:*}:wake"
 

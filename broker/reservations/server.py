@@ -14,7 +14,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from broker.errors import ConfigurationError, ReservationsUnavailable
-from broker.reservations.keys import ORDERED, ORDERS, REVOKED, SEEN, WAKE_PATTERN
+from broker.reservations.keys import ENDED, ORDERED, ORDERS, REVOKED, SEEN, WAKE_PATTERN
 from broker.reservations.scripts import Scripts
 
 #: after a call that timed out, others fail at once for as long
@@ -131,23 +131,38 @@ class Server:
         Ends by ``ReservationsUnavailable``; pub/sub may drop messages, so waiters look by
         themselves now and then.
         """
+        for message in self._messages(ORDERED, WAKE_PATTERN, timeout_s=timeout_s):
+            if message is None:
+                yield None
+            elif message["type"] == "message":
+                yield str(message["data"])
+            else:
+                data = json.loads(message["data"])
+                yield data["queue"], data["lane"], int(data["n"])
+
+    def endings(self, *, timeout_s: float = 0.5) -> Iterator[bool]:
+        """Yield True whenever jobs have ended, and False when none did for a while.
+
+        Ends by ``ReservationsUnavailable``; some go unheard.
+        """
+        for message in self._messages(ENDED, timeout_s=timeout_s):
+            yield message is not None
+
+    def _messages(
+        self, channel: str, *patterns: str, timeout_s: float
+    ) -> Iterator[dict[str, Any] | None]:
         with self._guard():
             pubsub = self.client.pubsub(  # type: ignore[no-untyped-call]
                 ignore_subscribe_messages=True
             )
-            pubsub.psubscribe(WAKE_PATTERN)
-            pubsub.subscribe(ORDERED)
+            pubsub.subscribe(channel)
+            if patterns:
+                pubsub.psubscribe(*patterns)
         try:
             while True:
                 with self._guard():
                     message: Any = pubsub.get_message(timeout=timeout_s)
-                if message is not None and message["type"] == "message":
-                    yield str(message["data"])
-                    continue
-                if message is None or message["type"] != "pmessage":
-                    yield None
-                    continue
-                data = json.loads(message["data"])
-                yield data["queue"], data["lane"], int(data["n"])
+                known = message is not None and message["type"] in {"message", "pmessage"}
+                yield message if known else None
         finally:
             pubsub.close()

@@ -12,7 +12,7 @@ import pytest
 import sqlalchemy as sa
 
 from broker.errors import LedgerUnavailable
-from broker.ledger import engine
+from broker.ledger import pools
 from broker.ledger.engine import Ledger
 from broker.ledger.migrate import upgrade
 from broker.ledger.models import BridgeStateRow
@@ -105,7 +105,7 @@ def test_a_connection_ended_by_the_server_costs_nobody_an_error(postgres: Postgr
 def test_a_statement_that_takes_too_long_is_ended(
     postgres: Postgres, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(engine, "STATEMENT_TIMEOUT_S", 1)
+    monkeypatch.setattr(pools, "STATEMENT_TIMEOUT_S", 1)
     ledger = Ledger(postgres.url())
     with pytest.raises(LedgerUnavailable), ledger.read() as connection:
         connection.execute(sa.text("SELECT pg_sleep(30)"))

@@ -3,7 +3,7 @@
 --
 -- KEYS as in the prelude
 -- ARGV 4.. two a job: id, ver
--- Returns how many jobs were known.
+-- Returns how many jobs were known; if any, it tells the channel {db:}:ended.
 -- Raises  GEN.
 -- Again   nothing; what the ledger has moved on since (a higher ver) stays.
 local dropped = 0
@@ -16,4 +16,5 @@ for at = 4, #ARGV, 2 do
     if old[1] then dropped = dropped + 1 end
   end
 end
+if dropped > 0 then redis.call('PUBLISH', '{db:}:ended', dropped) end
 return dropped

@@ -66,7 +66,7 @@ ARGS: Final[dict[str, list[Any]]] = {
     "drop": ["job1", 99],
     "reserve": [1, "L2", "w", 1000, 1, "c", Q, ECHO.key],
     "confirm": ["L", "reserved", 1000, 1000, "job1", 9, "{}"],
-    "renew": ["job1", "L", "w", 1000],
+    "renew": ["job1", "L", "w", 1000, ""],
     "due": [10, 1000],
     "promote": ["c", Q, 10],
     "heads": [1, "c", Q, ECHO.key],
