@@ -693,6 +693,20 @@ class QueueMachine(RuleBasedStateMachine):
                 assert len(where) == 1
 
 
+def settings_of(examples: int) -> settings:
+    """Say how long and how hard to try."""
+    return settings(
+        max_examples=examples,
+        stateful_step_count=40,
+        deadline=None,
+        derandomize=False,
+        database=None,
+        print_blob=True,
+        phases=[Phase.generate, Phase.shrink],
+        suppress_health_check=list(HealthCheck),
+    )
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_any_calls_in_any_order_keep_the_contract(ledger: Ledger, valkey_url: str):
@@ -700,17 +714,6 @@ def test_any_calls_in_any_order_keep_the_contract(ledger: Ledger, valkey_url: st
     print(f"seed {seed}")
     machine = type("Machine", (QueueMachine,), {"ledger": ledger, "redis_url": valkey_url})
     hypothesis.seed(seed)(machine)
-    run_state_machine_as_test(
-        machine,
-        settings=settings(
-            # each commit of PostgreSQL takes its time
-            max_examples=100 if ledger.dialect == "sqlite" else 25,
-            stateful_step_count=40,
-            deadline=None,
-            derandomize=False,
-            database=None,
-            print_blob=True,
-            phases=[Phase.generate, Phase.shrink],
-            suppress_health_check=list(HealthCheck),
-        ),
-    )
+    # each commit of PostgreSQL takes its time
+    examples = 100 if ledger.dialect == "sqlite" else 25
+    run_state_machine_as_test(machine, settings=settings_of(examples))

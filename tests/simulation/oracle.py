@@ -140,6 +140,23 @@ class Oracle:
         untold = "SELECT 1 FROM outbox WHERE done_at IS NULL AND parked_at IS NULL LIMIT 1"
         return not self._rows(live) and not self._rows(untold)
 
+    def live(self) -> dict[str, str]:
+        """Name the jobs that have not ended, with what they are."""
+        query = "SELECT id, status FROM jobs WHERE status IN ('queued', 'running')"
+        return {row["id"]: row["status"] for row in self._rows(query)}
+
+    def signature(self) -> list[Any]:
+        """Return all that matters of the ledger, but for moments and drawn ids."""
+        jobs = "SELECT id, status, reason, attempt, fence, run, result, error_message FROM jobs"
+        leases = "SELECT job_id, fence, attempt, worker_id, outcome FROM attempts"
+        log = "SELECT job_id, seq, message FROM events"
+        told = "SELECT job_id, kind, done_at IS NULL FROM outbox"
+        order = {jobs: "id", leases: "job_id, fence", log: "job_id, seq", told: "job_id, seq"}
+        return [
+            [tuple(row) for row in self._rows(f"{query} ORDER BY {by}")]
+            for query, by in order.items()
+        ]
+
     def conclude(self) -> None:
         """Judge the end of a run, after all has healed."""
         self.look()
