@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -117,6 +118,11 @@ def dead(world: World) -> tuple[str, ...]:
     return tuple(ids)
 
 
+def waiting(world: World) -> None:
+    """Make a job that becomes ready soon."""
+    created(world, not_before=world.clock.now() + timedelta(seconds=5))
+
+
 def unseen(world: World) -> None:
     """Make a job that no index has heard of, and one that runs there though it has ended."""
     queue = world.process()
@@ -210,6 +216,7 @@ CALLS: Final[Mapping[str, Call]] = MappingProxyType(
         "expire a last lease": Call(later(last_held, 61), sweep("expire")),
         "expire a cancelled one": Call(later(cancelled, 61), sweep("expire")),
         "redrive": Call(dead, lambda q, ids: q.redrive(Redrive(ids=ids))),
+        "promote": Call(later(waiting, 6), sweep("promote")),
         "reconcile": Call(unseen, sweep("reconcile")),
         "rebuild": Call(flushed(lambda world: (held(world), created(world))), sweep("reconcile")),
         # the rows a dead relay has taken are its own for a minute

@@ -148,12 +148,11 @@ def reference(call: Call) -> tuple[Any, list[str]]:
         return scene.world.oracle.signature(), scene.trap.points
 
 
-def cases(call: str) -> list[Case]:
+def cases(call: str, points: Sequence[str]) -> list[Case]:
     """List all cases of a call: each step killed after, failed before, failed after.
 
     To die before a step is to die after the one before it.
     """
-    _, points = reference(CALLS[call])
     return [
         Case(call, at, point, how)
         for at, point in enumerate(points)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sqlite3
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from functools import cache
+from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 import fakeredis
@@ -14,8 +16,8 @@ import redis
 import sqlalchemy as sa
 
 from broker.errors import LedgerUnavailable
+from broker.ledger import migrate
 from broker.ledger.engine import Ledger
-from broker.ledger.models import Base, BridgeStateRow
 from broker.ledger.turns import Turns
 from tests.simulation.scheduler import Schedule
 
@@ -57,17 +59,26 @@ def memory() -> sa.Engine:
     def begun(connection: sa.Connection) -> None:
         connection.exec_driver_sql("BEGIN IMMEDIATE")
 
-    Base.metadata.create_all(engine)
     return engine
+
+
+@cache
+def migrated() -> sqlite3.Connection:
+    """Return what migrations make, as a ledger to copy."""
+    made = sqlite3.connect(":memory:", check_same_thread=False)
+    with TemporaryDirectory() as folder:
+        path = f"{folder}/ledger.db"
+        migrate.upgrade(f"sqlite:///{path}")
+        with closing(sqlite3.connect(path)) as file:
+            file.backup(made)
+    return made
 
 
 def emptied() -> sa.Engine:
     """Return the ledger in memory without jobs."""
-    first = {"id": 1, "job_seq": 0, "last_created_at": datetime(1970, 1, 1, tzinfo=UTC)}
-    with memory().begin() as conn:
-        for table in reversed(Base.metadata.sorted_tables):
-            conn.execute(table.delete())
-        conn.execute(sa.insert(BridgeStateRow), first)
+    with closing(memory().raw_connection()) as connection:
+        target: Any = connection.driver_connection
+        migrated().backup(target)
     return memory()
 
 
