@@ -111,10 +111,13 @@ class Drain:
                 inbox.fetch(0)
                 return SWEEP_S
             raws = self._next(inbox, min(room, BATCH))
+        settled = True
         if raws:
             self._unsettled = True
-            self._ingest(inbox, raws)
-        self._unsettled = False
+            settled = self._ingest(inbox, raws)
+        # An inbox whose lease lapsed meanwhile may be ours still. What was ingested, left there,
+        # would be a job again after a restart, when the ledger has forgotten the first.
+        self._unsettled = not settled
         return 0.0
 
     def _next(self, inbox: Inbox, limit: int) -> list[bytes]:
@@ -126,8 +129,11 @@ class Drain:
             return []
         return [first, *(inbox.fetch(limit - 1) if limit > 1 else ())]
 
-    def _ingest(self, inbox: Inbox, raws: list[bytes]) -> None:
-        """Order: ledger, then the inbox; a crash between the two gives duplicates, seen by id."""
+    def _ingest(self, inbox: Inbox, raws: list[bytes]) -> bool:
+        """Order: ledger, then the inbox; a crash between the two gives duplicates, seen by id.
+
+        False when the inbox could not be settled, because its lease had lapsed.
+        """
         items: list[NewJob | Rejection] = []
         builtins: list[bytes] = []
         channel = self._connection.default_channel
@@ -139,10 +145,12 @@ class Drain:
                 items.append(decoded)
         ingested = self._queue.ingest(items)
         self._revokes.apply(ingested)
-        if not inbox.settle(len(raws), builtins):
-            logger.warning("the inbox of %s was taken over", self._decoder.queue)
+        settled = inbox.settle(len(raws), builtins)
+        if not settled:
+            logger.warning("the lease on the inbox of %s had lapsed", self._decoder.queue)
         self._ahead.add(len(ingested))
         tell(ingested)
+        return settled
 
     def _rescue(self, inbox: Inbox) -> None:
         now = time.monotonic()

@@ -1,13 +1,16 @@
 """The inbox on a real server: every message is in its queue, in one inbox, or settled."""
 
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import redis
 from kombu import Connection
 
+from broker.bridge.fetch import Drain
 from broker.bridge.inbox import BATCH_BYTES, FORGET_S, Inbox
+from broker.records import Ingested
 
 QUEUE = "remote"
 
@@ -139,3 +142,32 @@ def test_a_batch_is_bounded_in_bytes(connection: Connection):
     for _ in range(4):
         put(connection, "x" * (BATCH_BYTES // 2))
     assert len(inbox_of(connection).fetch()) == 2
+
+
+def test_a_drain_slower_than_its_lease_leaves_nothing_in_its_inbox(
+    connection: Connection, server: redis.Redis
+):
+    """What it had ingested by then is offered to the ledger again, which knows it, and settled."""
+    put(connection, "a")
+    batches: list[list[bytes]] = []
+
+    def ingest(items: list[bytes]) -> list[Ingested]:
+        batches.append(items)
+        if len(batches) == 1:
+            for key in server.keys("*inbox-owner*"):
+                server.delete(key)
+        return []
+
+    drain = Drain(
+        SimpleNamespace(connection_for_read=lambda: connection),  # type: ignore[arg-type]
+        SimpleNamespace(ingest=ingest),  # type: ignore[arg-type]
+        SimpleNamespace(queue=QUEUE, redis=lambda raw, _: raw),  # type: ignore[arg-type]
+        revokes=SimpleNamespace(apply=lambda _: None),  # type: ignore[arg-type]
+        ahead=SimpleNamespace(room=lambda: 9, add=lambda _: None),  # type: ignore[arg-type]
+        overflow="others",
+    )
+    for _ in range(4):
+        drain.step()
+    drain.close()
+    assert [bodies(batch) for batch in batches] == [["a"], ["a"]]
+    assert server.keys("*drawbridge.inbox:*") == []
