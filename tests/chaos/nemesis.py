@@ -13,11 +13,21 @@ from contextlib import closing, contextmanager
 from types import MappingProxyType
 from typing import Any, Final
 
+import psutil
 import redis
 
 from tests.chaos.facts import Fault
 from tests.chaos.reading import redis_at
 from tests.chaos.world import World, wait_in_flight
+
+#: How a fault finds that another has struck there before it.
+MISSES: Final = (
+    KeyError,
+    ProcessLookupError,
+    psutil.NoSuchProcess,
+    redis.RedisError,
+    sqlite3.OperationalError,
+)
 
 Strike = Callable[[World, random.Random], None]
 
@@ -35,8 +45,7 @@ def freeze(role: str, *, least_s: float, most_s: float) -> Strike:
     """SIGSTOP a role for a while."""
 
     def strike(world: World, dice: random.Random) -> None:
-        pid = world.stack.pid(role)
-        world.freeze([pid])
+        world.freeze([world.pid(role)])
         time.sleep(dice.uniform(least_s, most_s))
         world.thaw()
 
@@ -147,11 +156,14 @@ def cut(wire: str, *, least_s: float, most_s: float) -> Strike:
 #: Each fault and its weight. Names begin with what is struck.
 FAULTS: Final[Mapping[str, tuple[int, Strike]]] = MappingProxyType(
     {
-        "edge killed": (8, kill("edge")),
-        "bridge killed": (8, kill("bridge")),
+        "edge killed": (5, kill("edge")),
+        "edge killed, the second": (3, kill("edge2")),
+        "bridge killed": (5, kill("bridge")),
+        "bridge killed, the second": (3, kill("bridge2")),
         "beat killed": (2, kill("beat")),
         "edge frozen": (4, freeze("edge", least_s=0.5, most_s=3.0)),
-        "bridge frozen": (5, freeze("bridge", least_s=0.5, most_s=7.0)),
+        "bridge frozen": (3, freeze("bridge", least_s=0.5, most_s=7.0)),
+        "bridge frozen, the second": (3, freeze("bridge2", least_s=0.5, most_s=7.0)),
         "beat frozen": (1, freeze("beat", least_s=1.0, most_s=3.0)),
         "reservations flushed": (6, redis_command("reservations", "FLUSHALL")),
         "reservations restarted empty": (5, restart("reservations", least_s=0.0, most_s=2.0)),
@@ -171,8 +183,9 @@ FAULTS: Final[Mapping[str, tuple[int, Strike]]] = MappingProxyType(
         "broker replies dropped": (3, drop_replies("broker")),
         "backend away": (4, restart("backend", least_s=1.0, most_s=4.0)),
         "backend frozen": (2, freeze_server("backend", least_s=0.5, most_s=3.0)),
-        "edge connections reset": (3, reset("edge")),
-        "edge replies dropped": (7, drop_replies("edge")),
+        "edge connections reset": (3, reset("edge2")),
+        "edge replies dropped": (4, drop_replies("edge")),
+        "edge replies dropped, the second": (3, drop_replies("edge2")),
         "edge stalled": (3, stall("edge", least_s=0.2, most_s=2.0)),
     }
 )
@@ -225,5 +238,5 @@ def _survivable() -> Iterator[None]:
     """Let a fault miss whom another fault has struck already."""
     try:
         yield
-    except (KeyError, ProcessLookupError, redis.RedisError, sqlite3.OperationalError):
+    except MISSES:
         return

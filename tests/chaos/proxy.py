@@ -82,6 +82,10 @@ class Proxy:
             if self._refusing:
                 raise ConnectionRefusedError
             there, back = await asyncio.open_connection("127.0.0.1", self._target)
+            if back.get_extra_info("sockname")[1] == self._target:
+                # nobody listens, and the kernel has connected the socket to itself
+                back.transport.abort()
+                raise ConnectionRefusedError
         except OSError:
             writer.transport.abort()
             return

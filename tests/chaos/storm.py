@@ -13,7 +13,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 
 from tests.chaos import calm
-from tests.chaos.facts import Facts, Sample
+from tests.chaos.facts import Facts, Fault, Sample
 from tests.chaos.nemesis import Nemesis
 from tests.chaos.producers import Producer, Reader
 from tests.chaos.reading import facts_of, left_in_broker, pairs, sample
@@ -26,6 +26,8 @@ JOB_EVERY_S: Final = 0.12
 FAULT_EVERY_S: Final = 1.5
 SAMPLE_EVERY_S: Final = 1.0
 DRAIN_S: Final = 240.0
+#: What processes take to find their stores again; what is asked meanwhile may be refused.
+SETTLE_S: Final = 3.0
 QUIET_S: Final = 6.0
 JOIN_S: Final = 60.0
 #: Types of the workers' policies; `gpu` is for one of them alone.
@@ -146,10 +148,16 @@ def run(database: str, *, seed: int, seconds: float, folder: Path) -> Storm:
             world.heal()
             recovery_s = time.monotonic() - healed
             quiet = _quiet(fleet)
+            begun = time.time()
             rebuilt = calm.rebuild(world)
+            flushed = Fault(
+                kind="reservations flushed", began_at=begun, ended_at=time.time(),
+                in_flight=world.flight.open > 0,
+            )  # fmt: skip
+            nemesis.faults.append(flushed)
             fleet.producer.stop(JOIN_S)
             drain_s = _drain(world)
-            wakes = calm.measure(world)
+            wakes = calm.Calm(world).measure()
             _drain(world)
         facts = facts_of(
             world.places, samples=sampler.samples, faults=nemesis.faults, caps=fleet.caps,
@@ -189,6 +197,7 @@ def _quiet(fleet: Fleet) -> tuple[float, float]:
     """Let the load go on in peace for a while, after what was left to do has settled a little."""
     while not fleet.revoked:
         fleet.revoke("leaver")
+    time.sleep(SETTLE_S)
     begin = time.time()
     time.sleep(QUIET_S)
     return begin, time.time()

@@ -5,18 +5,20 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from itertools import cycle
 from pathlib import Path
 from typing import Any, Final, Self
 
 import psutil
 import sqlalchemy as sa
 
+from broker.stack.programs import answers, command
 from tests.chaos.edge import Edge
 from tests.chaos.promises import Flight, PromiseLog
 from tests.chaos.proxy import Proxy
 from tests.chaos.reading import Places, engine_at
 from tests.processes import Process, until
-from tests.services import Postgres, Valkey
+from tests.services import Postgres, Valkey, free_port
 from tests.stacks import Stack, start_up
 
 #: What the orchestrator was promised must outlive a kill of its broker: that is not ours to keep.
@@ -24,6 +26,8 @@ DURABLE: Final = ("--appendonly", "yes", "--appendfsync", "always")
 QUEUE: Final = "remote"
 LINKS: Final = "local"
 ROLES: Final = ("edge", "bridge", "beat")
+#: A second of these runs beside the stack: nobody's claims, drains and sweeps are their own.
+SECONDS: Final = ("edge2", "bridge2")
 HEALED_S: Final = 90.0
 
 
@@ -52,6 +56,8 @@ class World:
         self.places: Places
         #: Process ids that are stopped by SIGSTOP just now.
         self.frozen: set[int] = set()
+        self._seconds: dict[str, Process] = {}
+        self._edges = cycle(("edge", "edge2"))
 
     def _server(self, server: Any) -> Any:
         self._held.callback(server.remove)
@@ -64,12 +70,6 @@ class World:
 
     def start(self) -> Self:
         """Bring the stack up, each of its processes behind the proxies."""
-
-        def process(argv: Any, **more: Any) -> Process:
-            started = Process(argv, log=self.folder / "up.log", **more)
-            self._held.callback(started.close)
-            return started
-
         addresses = {name: f"redis://127.0.0.1:{wire.port}/0" for name, wire in self.wires.items()}
         options = [
             "--no-flower", "--queue", QUEUE, "--broker-url", addresses["broker"],
@@ -81,9 +81,13 @@ class World:
             url = self.postgres.url().replace(f":{self.postgres.port}/", port)
             options += ["--database-url", url]
         data = self.folder / "data"
-        self.stack = start_up(process, data, *options)
+        self.stack = start_up(self._process, data, *options)
         told = self.stack.told
         self.wires["edge"] = self._wire(int(told["edgeUrl"].rpartition(":")[2]))
+        self._second_port = free_port()
+        self.wires["edge2"] = self._wire(self._second_port)
+        for role in SECONDS:
+            self._start_second(role)
         promises = self.folder / "promises"
         promises.mkdir()
         self.places = Places(
@@ -96,12 +100,35 @@ class World:
             queue=QUEUE,
             links=LINKS,
         )
+        self.heal()
         return self
 
-    @property
+    def _process(self, argv: Any, *, name: str = "up", **more: Any) -> Process:
+        started = Process(argv, log=self.folder / f"{name}.log", **more)
+        self._held.callback(started.close)
+        return started
+
+    def _start_second(self, role: str) -> None:
+        """Start the second of a role; it has what the first has."""
+        told = self.stack.told
+        env = {
+            "DRAWBRIDGE_DATABASE_URL": told["databaseUrl"],
+            "DRAWBRIDGE_RESERVATIONS_URL": told["reservationsUrl"],
+            "DRAWBRIDGE_ARTIFACTS_DIR": str(Path(told["dataDir"]) / "artifacts"),
+            "DRAWBRIDGE_QUEUES": QUEUE,
+        }
+        argv = ["edge", "--host", "127.0.0.1", "--port", str(self._second_port)]
+        if role == "bridge2":
+            env |= {
+                "DRAWBRIDGE_BROKER_URL": told["brokerUrl"],
+                "DRAWBRIDGE_RESULT_BACKEND": told["resultBackend"],
+            }
+            argv = ["bridge", "-n", "second@here"]
+        self._seconds[role] = self._process([command("drawbridge"), *argv], name=role, env=env)
+
     def edge_url(self) -> str:
-        """The edge, behind its proxy."""
-        return f"http://127.0.0.1:{self.wires['edge'].port}"
+        """Name one of the edges, behind its proxy; the next call names the other."""
+        return f"http://127.0.0.1:{self.wires[next(self._edges)].port}"
 
     def log(self, client: str) -> PromiseLog:
         """Open the promise log of a client."""
@@ -111,26 +138,36 @@ class World:
 
     def operator(self, log: PromiseLog) -> Edge:
         """Speak as the operator."""
-        return Edge(self.edge_url, self.stack.told["operatorToken"], log)
+        return Edge(self.edge_url(), self.stack.told["operatorToken"], log)
 
     def worker(self, worker_id: str, **policy: Any) -> tuple[Edge, str]:
         """Let a worker in; return its way to the edge, and its token's id."""
         made = self.stack.operator.post("/workers/tokens", {"workerId": worker_id} | policy)
         assert made.status_code == 201, made.text
         body = made.json()
-        edge = Edge(self.edge_url, body["token"], self.log(worker_id))
+        edge = Edge(self.edge_url(), body["token"], self.log(worker_id))
         return edge, body["workerToken"]["id"]
 
     # -- breaking and mending ----------------------------------------------------------------
 
     def signal(self, role: str, number: signal.Signals) -> int | None:
         """Send a signal to a role of the stack; None when it is down just now."""
+        if role in SECONDS:
+            self._seconds[role].send(number)
+            if number == signal.SIGKILL:
+                self._seconds[role].wait()
+                self._start_second(role)
+            return self._seconds[role].pid
         try:
             pid = self.stack.pid(role)
             os.kill(pid, number)
         except (KeyError, ProcessLookupError):
             return None
         return pid
+
+    def pid(self, role: str) -> int:
+        """Name the process of a role."""
+        return self._seconds[role].pid if role in SECONDS else self.stack.pid(role)
 
     def freeze(self, pids: list[int]) -> None:
         """Stop processes by SIGSTOP."""
@@ -171,8 +208,11 @@ class World:
 
     def _answers(self) -> bool:
         assert self.stack.process.returncode is None, self.stack.process.tail()
-        alive = all(self._lives(role) for role in ROLES)
-        return alive and self.stack.operator.call("GET", "/jobs?limit=1").status_code == 200
+        for role, process in self._seconds.items():
+            assert process.returncode is None, f"{role}: {process.tail()}"
+        edges = (self.stack.told["edgeUrl"], f"http://127.0.0.1:{self._second_port}")
+        ready = all(answers(f"{edge}/readyz") for edge in edges)
+        return ready and all(self._lives(role) for role in ROLES)
 
     def _lives(self, role: str) -> bool:
         try:
