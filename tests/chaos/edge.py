@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import requests
 
-from tests.chaos.promises import PromiseLog
+from tests.chaos.promises import NOT_NOW, PromiseLog
 
 PREFIX: Final = "/api/queue"
 PAUSE_S: Final = 0.1
@@ -31,7 +31,7 @@ class Answer:
     @property
     def settled(self) -> bool:
         """Whether asking again would change nothing."""
-        return self.status < 500
+        return self.status < 500 and self.status != NOT_NOW
 
 
 #: What is kept of an accepted answer, for the oracle.

@@ -17,6 +17,8 @@ from typing import Any, Final
 
 #: Calls that wait on purpose, or that nobody would miss: they do not count as "in flight".
 IDLE: Final = frozenset({"claim", "read_events", "wake"})
+#: "Too many": it says nothing about the call.
+NOT_NOW: Final = 429
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,12 +46,12 @@ class Call:
     @property
     def refused(self) -> bool:
         """Whether it was refused for good."""
-        return self.status is not None and 400 <= self.status < 500
+        return self.status is not None and not self.accepted and not self.ambiguous
 
     @property
     def ambiguous(self) -> bool:
-        """Whether the caller cannot know: no answer, or "not now" after who knows what."""
-        return self.status is None or self.status >= 500
+        """Whether the caller must ask again: no answer, or "not now" after who knows what."""
+        return self.status is None or self.status >= 500 or self.status == NOT_NOW
 
 
 class Pending:
