@@ -75,7 +75,7 @@ class Answers:
             "uptime": int(time.time() - node.first_seen) if node.first_seen else 0,
             "pool": {
                 "implementation": "drawbridge",
-                "max-concurrency": node.hello.get("concurrency") or 1,
+                "max-concurrency": node.slots,
                 "processes": [],
             },
             "broker": {"transport": "https", "hostname": "the Drawbridge edge"},

@@ -18,6 +18,7 @@ from kombu.exceptions import OperationalError
 from kombu.matcher import match
 
 from broker.bridge.answers import REVOKES, Answers
+from broker.bridge.commands import Commands
 from broker.bridge.nodes import Fleet
 from broker.bridge.revokes import Revokes
 from broker.records import Json
@@ -34,12 +35,20 @@ class Mailbox:
     """The fleet's ears and voice on the Celery broker; used by one thread."""
 
     def __init__(
-        self, app: Celery, fleet: Fleet, answers: Answers, revokes: Revokes, *, name: str
+        self,
+        app: Celery,
+        fleet: Fleet,
+        answers: Answers,
+        commands: Commands,
+        revokes: Revokes,
+        *,
+        name: str,
     ) -> None:
         """Listen under ``name``, which no other process may have."""
         self._app = app
         self._fleet = fleet
         self._answers = answers
+        self._commands = commands
         self._revokes = revokes
         self._name = name
         self._connection: Any = None
@@ -87,28 +96,34 @@ class Mailbox:
                 self._revokes.hear(_ids(method, arguments))
             if method == "heartbeat":
                 self._fleet.beat()
-            if body.get("reply_to"):
-                self._reply(method, arguments, body)
+            if body.get("reply_to") or self._commands.knows(method):
+                self._answer(method, arguments, body)
         except (KeyError, TypeError, ValueError, AttributeError):
             logger.warning("a remote control message makes no sense", exc_info=True)
 
-    def _reply(self, method: str, arguments: Mapping[str, Any], body: Mapping[str, Any]) -> None:
+    def _answer(self, method: str, arguments: Mapping[str, Any], body: Mapping[str, Any]) -> None:
+        """Answer for the nodes meant; a command is carried out also when no reply is wanted."""
         wanted = _addressed(body)
         if not any(wanted(name) for name in self._fleet.names()):
             return
-        reply_to = body["reply_to"]
+        say = self._commands.carry_out if self._commands.knows(method) else self._answers.to
+        answers = {
+            node.name: answer
+            for node in self._fleet.nodes()
+            if wanted(node.name) and (answer := say(node, method, arguments)) is not None
+        }
+        if not body.get("reply_to"):
+            return
         with self._app.amqp.producer_pool.acquire(block=True) as producer:
-            for node in self._fleet.nodes():
-                answer = self._answers.to(node, method, arguments) if wanted(node.name) else None
-                if answer is not None:
-                    self._mailbox._publish_reply(  # noqa: SLF001  as kombu's own node replies
-                        {node.name: answer},
-                        reply_to["exchange"],
-                        reply_to["routing_key"],
-                        body.get("ticket"),
-                        producer=producer,
-                        serializer=self._mailbox.serializer,
-                    )
+            for name, answer in answers.items():
+                self._mailbox._publish_reply(  # noqa: SLF001  as kombu's own node replies
+                    {name: answer},
+                    body["reply_to"]["exchange"],
+                    body["reply_to"]["routing_key"],
+                    body.get("ticket"),
+                    producer=producer,
+                    serializer=self._mailbox.serializer,
+                )
 
 
 def _addressed(body: Mapping[str, Any]) -> Callable[[str], bool]:

@@ -60,6 +60,19 @@ class Node:
     first_seen: float = 0.0
     hello: Mapping[str, Any] = field(default_factory=dict)
     active: Sequence[Job] = ()
+    #: what it was ordered to run at once; None leaves it to its owner
+    ordered: int | None = None
+
+    @property
+    def own_slots(self) -> int:
+        """How many jobs its owner lets it run at once."""
+        said = self.hello.get("concurrency")
+        return said if isinstance(said, int) and said > 0 else 1
+
+    @property
+    def slots(self) -> int:
+        """How many jobs it runs at once."""
+        return self.own_slots if self.ordered is None else min(self.ordered, self.own_slots)
 
     @property
     def processed(self) -> int:
@@ -195,6 +208,7 @@ def _node(name: str, worker_id: str, told: Known | None, active: Sequence[Job]) 
         first_seen=told.first_seen_at.timestamp(),
         hello=told.hello,
         active=tuple(active),
+        ordered=told.concurrency,
     )
 
 

@@ -16,6 +16,7 @@ from celery._state import _set_task_join_will_block
 from broker.bridge import maintenance
 from broker.bridge.announcer import Announcer
 from broker.bridge.answers import Answers
+from broker.bridge.commands import Commands
 from broker.bridge.control import Mailbox, quiet_revokes
 from broker.bridge.decode import BUILTIN, Decoder
 from broker.bridge.fetch import Drain, ReadAhead
@@ -29,6 +30,7 @@ from broker.clock import Clock, to_ms
 from broker.errors import ConfigurationError, ReservationsUnavailable
 from broker.files import ArtifactStore
 from broker.ledger.engine import Ledger
+from broker.orders import OrderBook
 from broker.queue import JobQueue
 from broker.reservations.keys import BEAT, QUEUE_NAME
 from broker.reservations.store import Reservations
@@ -97,9 +99,11 @@ class Bridge:
             clock=self.clock, suffix=settings.bridge.node_suffix, token=self._token,
         )  # fmt: skip
         answers = Answers(queues=settings.bridge.queues, clock=lambda: int(app.clock.value))
+        orders = OrderBook(self.ledger, self.reservations, self.clock)
         self._mailbox = Mailbox(
-            app, self.fleet, answers, self.revokes, name=f"drawbridge-fleet-{self._token}"
-        )
+            app, self.fleet, answers, Commands(orders, queues=settings.bridge.queues),
+            self.revokes, name=f"drawbridge-fleet-{self._token}",
+        )  # fmt: skip
         self.drains: list[Drain] = []
         self._loops: list[Loop] = []
         self._last_words: list[Callable[[], None]] = []

@@ -15,8 +15,9 @@ from broker.records import HeldJob, Job
 from broker.states import Status
 
 _WORKERS: Final = sa.select(
-    workers.c.worker_id, workers.c.grants, workers.c.first_seen_at, workers.c.hello
-)
+    workers.c.worker_id, workers.c.grants, workers.c.first_seen_at, workers.c.hello,
+    workers.c.concurrency,
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,8 @@ class Known:
     grants: int
     first_seen_at: datetime
     hello: Mapping[str, Any]
+    #: what it was ordered to run at once
+    concurrency: int | None = None
 
 
 def known(conn: sa.Connection) -> dict[str, Known]:
@@ -61,7 +64,9 @@ def held_by(
 
 def _known(conn: sa.Connection, query: sa.Select[Any]) -> dict[str, Known]:
     return {
-        row.worker_id: Known(row.worker_id, row.grants, row.first_seen_at, row.hello or {})
+        row.worker_id: Known(
+            row.worker_id, row.grants, row.first_seen_at, row.hello or {}, row.concurrency
+        )
         for row in conn.execute(query)
     }
 

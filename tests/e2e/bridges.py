@@ -17,6 +17,7 @@ from broker.clock import Clock
 from broker.errors import Unavailable
 from broker.ledger.engine import Ledger
 from broker.ledger.migrate import upgrade
+from broker.orders import OrderBook
 from broker.policy import Policy
 from broker.queue import JobQueue
 from broker.records import ClaimRequest, Holder, Job
@@ -52,6 +53,7 @@ class World:
             settings=QueueSettings(),
         )
         self.catalog = Catalog(self.ledger)
+        self.orders = OrderBook(self.ledger, self.reservations, self.queue.clock)
         self.app = Celery("orchestrator", broker=self.broker_url, backend=self.backend_url)
         self.app.conf.task_default_queue = "local"
         retry = {"max_retries": 1, "interval_start": 0}

@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from celery import chain, chord, group, states
@@ -351,6 +352,47 @@ def test_the_celery_command_lists_and_asks_the_nodes(bridged: World):
     assert control.query_task(job.task_id)["worker-1@edge"][job.task_id][0] == "active"
     only = bridged.app.control.inspect(timeout=0.7, destination=["worker-1@edge"])
     assert set(only.ping()) == {"worker-1@edge"}
-    replies = bridged.app.control.broadcast("pool_grow", reply=True, destination=["worker-1@edge"])
-    assert "error" in replies[0]["worker-1@edge"]
     bridged.complete(job, None)
+
+
+def test_control_commands_become_standing_orders(bridged: World):
+    name = f"w-{uuid4().hex[:8]}"
+    bridged.queue.hello(name, {"concurrency": 4, "types": ["codex_exec"]})
+    bridged.queue.seen(name)
+    node = f"{name}@edge"
+    control = bridged.app.control
+    until(lambda: node in (control.inspect(timeout=0.7).ping() or {}), GET_S, "the node answers")
+
+    def order(method: str, **said: Any) -> dict[str, str]:
+        bridged.queue.seen(name)
+        sent = {"arguments": said, "destination": [node], "reply": True, "limit": 1, "timeout": 10}
+        (reply,) = control.broadcast(method, **sent)
+        return reply[node]
+
+    def slots() -> int:
+        bridged.queue.seen(name)
+        asked = control.inspect(timeout=10, destination=[node], limit=1)
+        return asked.stats()[node]["pool"]["max-concurrency"]
+
+    assert order("pool_shrink", n=1) == {"ok": "pool will shrink to 3"}
+    assert slots() == 3
+    assert order("pool_shrink", n=100) == {"ok": "pool will shrink to 1"}
+    assert order("autoscale", max=2, min=0) == {"ok": "autoscale now max=2 min=0"}
+    # its owner allows four, whatever is asked for
+    assert order("pool_grow", n=100) == {"ok": "pool will grow to 4"}
+    assert slots() == 4
+    for method, said in (
+        ("pool_grow", {"n": "many"}),
+        ("pool_restart", {}),
+        ("rate_limit", {"task_name": "codex_exec", "rate_limit": "1/m"}),
+        ("time_limit", {"task_name": "codex_exec", "hard": 1}),
+        ("cancel_consumer", {"queue": "another"}),
+    ):
+        assert set(order(method, **said)) == {"error"}, method
+
+    assert order("cancel_consumer", queue=QUEUE) == {"ok": f"no longer consuming from {QUEUE}"}
+    assert bridged.orders.read(name).drain
+    assert order("add_consumer", queue=QUEUE) == {"ok": f"add consumer {QUEUE}"}
+    assert not bridged.orders.read(name).drain
+    control.shutdown(destination=[node])  # asks for no reply
+    until(lambda: bridged.orders.read(name).drain, GET_S, "the order is given")
