@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from ipaddress import ip_address
 
 import click
@@ -12,6 +13,8 @@ from edge_api.server import EdgeServer
 from edge_api.services import Services
 from edge_api.settings import RESERVE, THREADS, EdgeSettings
 from edge_api.traffic import log_to_stderr
+
+logger = logging.getLogger(__name__)
 
 
 @click.command()
@@ -60,6 +63,11 @@ def edge(
         click.echo(json.dumps({"url": url}) if as_json else f"The edge listens on {url}")
 
     log_to_stderr()
+    if settings.auth_disabled:
+        logger.warning(
+            "AUTH_PROVIDER=disabled: whoever calls from this machine is an operator",
+            extra={"action": "start"},
+        )
     metrics = None if metrics_port is None else (metrics_host, metrics_port)
     EdgeServer(settings, host=host, port=port, listening=listening, metrics=metrics).run()
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from broker.ledger.credentials import Credentials
 from broker.policy import Policy
 from tests.attacks.conftest import Caller, Edge, MakeEdge, refusal, unchanged
 from tests.processes import Process, until
@@ -292,3 +293,12 @@ def test_a_revocation_reaches_every_edge(
             assert call(port, worker, "/jobs/claim", claim) == 401
         # and who waits is turned away at the next look, long before the 40 s are over
         assert [one.result(30) for one in waiting] == [401, 401]
+    # a revocation that Redis never heard of reaches them by the ledger
+    worker = edge.worker("w2")
+    claim = {"workerId": "w2", "leaseSeconds": 60}
+    for port in ports:
+        assert call(port, worker, "/jobs/claim", claim) == 200
+    token, *_ = edge.services.credentials.list(kind="worker", limit=1)
+    Credentials(edge.services.queue.ledger).revoke(token.id, now=edge.services.clock.now())
+    for port in ports:
+        until(lambda at=port: call(at, worker, "/jobs/claim", claim) == 401, 60)

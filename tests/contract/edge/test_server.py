@@ -310,3 +310,4 @@ def test_without_credentials_this_machine_is_the_operator(
         answer = connection.getresponse()
         assert (answer.status, json.loads(answer.read())["items"]) == (200, [])
         assert re.fullmatch(r"[0-9a-f]{32}", answer.headers["X-Request-Id"])
+    assert "whoever calls from this machine is an operator" in started.output()
