@@ -61,6 +61,10 @@ bench: $(VENV)/.made ## Measure throughput and latency beside a native Celery wo
 chaos: $(VENV)/.made ## Break all that can break, and see that no promise does (ARGS="--seed 1 --seconds 60" …)
 	@$(BIN)/python -m tests.chaos $(ARGS)
 
+.PHONY: soak
+soak: $(VENV)/.made ## Work one worker hard while it and its edge are killed (ARGS="--jobs 500 --seed 1" …)
+	@$(BIN)/python -m tests.soak $(ARGS)
+
 .PHONY: openapi
 openapi: $(VENV)/.made ## Write edge_api/openapi.json from the code
 	@$(BIN)/python -m edge_api.openapi
