@@ -119,6 +119,10 @@ class ArtifactTooLarge(DrawbridgeError):
     code = "artifact_too_large"
 
 
+class QuotaExceeded(ArtifactTooLarge):
+    """The job or its worker has stored as much as it may."""
+
+
 class StorageFull(DrawbridgeError):
     """The artifact store has no room left."""
 

@@ -18,20 +18,17 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import Final
 
-import sqlalchemy as sa
 from cachetools import LRUCache
 
 from broker.clock import Clock, from_ms
 from broker.errors import (
     DrawbridgeError,
-    JobNotFound,
     JobStateConflict,
-    NotAuthorized,
-    OwnershipMismatch,
+    QuotaExceeded,
     ReservationsUnavailable,
 )
 from broker.indexing import Indexer, load, with_flag
-from broker.ledger import artifacts, batches, events, holders, jobs, moves, transitions
+from broker.ledger import artifacts, batches, events, holders, moves, transitions, uploads
 from broker.ledger.engine import Ledger
 from broker.records import (
     Artifact,
@@ -46,6 +43,7 @@ from broker.records import (
 )
 from broker.reservations.shapes import Renewed
 from broker.reservations.store import Reservations
+from broker.settings import QueueSettings
 
 log = logging.getLogger(__name__)
 
@@ -57,13 +55,20 @@ class Holding:
     """What a holder may say of its job; threads may share one."""
 
     def __init__(
-        self, ledger: Ledger, reservations: Reservations, *, index: Indexer, clock: Clock
+        self,
+        ledger: Ledger,
+        reservations: Reservations,
+        *,
+        index: Indexer,
+        clock: Clock,
+        settings: QueueSettings,
     ) -> None:
         """Stand on the two stores; opens nothing."""
         self.ledger = ledger
         self.reservations = reservations
         self.index = index
         self.clock = clock
+        self.settings = settings
         self._queue_names: LRUCache[str, str] = LRUCache(REMEMBERED)
         self._queues_met: set[str] = set()
         self._lock = threading.Lock()
@@ -220,14 +225,20 @@ class Holding:
         self._take_up(job, holder)
         return made
 
-    def check_holder(self, job_id: str, holder: Holder) -> Job:
-        """Return a job to whoever may upload to it, before any byte of the file is read.
+    def upload_room(self, job_id: str, holder: Holder, *, name: str | None) -> int:
+        """Say how large a file a holder may upload, before any byte of it is read.
 
         Raises:
             NotAuthorized: another worker holds it; otherwise as every call of a holder.
+            QuotaExceeded: nothing more, unless ``name`` is stored already.
         """
+        most = self.settings.artifact_max_bytes
         with self.ledger.read() as conn:
-            return _may_upload(conn, job_id, holder)
+            job = uploads.may_upload(conn, job_id, holder)
+            if uploads.stored(conn, job, name):
+                return most
+            now = self.clock.now()
+            return min(most, uploads.room(conn, job, holder, settings=self.settings, now=now))
 
     def add_artifact(
         self,
@@ -238,10 +249,18 @@ class Holding:
         content_type: str | None,
         file: StoredFile,
     ) -> Artifact:
-        """Name stored bytes as a file of a job; again gives the same artifact."""
+        """Name stored bytes as a file of a job; again gives the same artifact.
+
+        Raises:
+            QuotaExceeded: the job or its worker has no room for them.
+        """
         now = self.clock.now()
         with self.ledger.write() as conn:
-            job = _may_upload(conn, job_id, holder, lock=True)
+            job = uploads.may_upload(conn, job_id, holder, lock=True)
+            if not uploads.stored(conn, job, name):
+                room = uploads.room(conn, job, holder, settings=self.settings, now=now)
+                if file.size_bytes > room:
+                    raise QuotaExceeded
             artifact, new = artifacts.add(
                 conn, job, name=name, content_type=content_type, file=file, now=now
             )
@@ -286,19 +305,6 @@ class Holding:
                     self.remember(job_id, queue)
                 return renewed
         return None
-
-
-def _may_upload(conn: sa.Connection, job_id: str, holder: Holder, *, lock: bool = False) -> Job:
-    job = jobs.get(conn, job_id, lock=lock)
-    if job is None:
-        raise JobNotFound
-    try:
-        holders.check_holder(job, holder)
-    except OwnershipMismatch as error:
-        if job.claimed_by == holder.worker_id:
-            raise
-        raise NotAuthorized("This worker does not hold the job") from error
-    return job
 
 
 def _digest(call: str, holder: Holder, *said: Json) -> str:

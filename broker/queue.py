@@ -64,9 +64,12 @@ class JobQueue(Holding):
     ) -> None:
         """Stand on the two stores; opens nothing."""
         super().__init__(
-            ledger, reservations, index=Indexer(ledger, reservations, clock), clock=clock
+            ledger,
+            reservations,
+            index=Indexer(ledger, reservations, clock),
+            clock=clock,
+            settings=settings,
         )
-        self.settings = settings
         self.catalog = Catalog(ledger)
         self.roster = Roster(ledger, reservations, clock=clock)
         self.expiry = Expiry(ledger, reservations, index=self.index, clock=clock, settings=settings)

@@ -25,6 +25,9 @@ NAMES: Final = MappingProxyType(
         "DRAWBRIDGE_RESERVATIONS_URL": "Redis of the reservations, not the Celery broker's",
         "DRAWBRIDGE_ARTIFACTS_DIR": "folder of the stored files",
         "DRAWBRIDGE_ARTIFACT_MAX_BYTES": "largest artifact",
+        "DRAWBRIDGE_ARTIFACTS_PER_JOB": "files that one job may have",
+        "DRAWBRIDGE_ARTIFACT_BYTES_PER_JOB": "what the files of one job may weigh together",
+        "DRAWBRIDGE_ARTIFACT_BYTES_PER_WORKER": "what one worker may upload in a day",
         "DRAWBRIDGE_CALLS_PER_SECOND": "calls of one sort that a worker may make at one edge",
         "DRAWBRIDGE_FAILURES_PER_MINUTE": "refused credentials of one address before it gets 429",
         "DRAWBRIDGE_RESULT_MAX_BYTES": "largest result kept with the job",
@@ -165,6 +168,10 @@ class QueueSettings:
     #: a worker that never acknowledges a cancel loses its lease after this (decision 9)
     cancel_grace_s: int = 60
     artifact_max_bytes: int = 100 * MIB
+    artifacts_per_job: int = 100
+    artifact_bytes_per_job: int = 1024 * MIB
+    #: in a day
+    artifact_bytes_per_worker: int = 20 * 1024 * MIB
     result_max_bytes: int = 256 * KIB
     payload_max_bytes: int = 256 * KIB
     keep_jobs: timedelta = timedelta(days=14)
@@ -179,6 +186,13 @@ class QueueSettings:
         ours = cls()
         return cls(
             artifact_max_bytes=env.number("DRAWBRIDGE_ARTIFACT_MAX_BYTES", ours.artifact_max_bytes),
+            artifacts_per_job=env.number("DRAWBRIDGE_ARTIFACTS_PER_JOB", ours.artifacts_per_job),
+            artifact_bytes_per_job=env.number(
+                "DRAWBRIDGE_ARTIFACT_BYTES_PER_JOB", ours.artifact_bytes_per_job
+            ),
+            artifact_bytes_per_worker=env.number(
+                "DRAWBRIDGE_ARTIFACT_BYTES_PER_WORKER", ours.artifact_bytes_per_worker
+            ),
             result_max_bytes=env.number("DRAWBRIDGE_RESULT_MAX_BYTES", ours.result_max_bytes),
             payload_max_bytes=env.number("DRAWBRIDGE_PAYLOAD_MAX_BYTES", ours.payload_max_bytes),
             keep_jobs=env.days("DRAWBRIDGE_KEEP_JOBS_DAYS", ours.keep_jobs),

@@ -31,15 +31,12 @@ from edge_api.fields import (
     Words,
     artifact_name,
     camel,
-    json_size,
     repository,
 )
 
 KIB: Final = 1024
 SEQ_MAX: Final = 2**53 - 1
 WAIT_MAX_S: Final = 50
-LEASE_MAX_S: Final = 3600
-CHECKPOINT_MAX: Final = 64 * KIB
 LEVELS: Final = ("info", "warn", "error")
 
 
@@ -144,113 +141,6 @@ class HolderArgs(WorkerArgs):
     """What every call on a held job says; clients of the base contract know no lease id."""
 
     lease_id = fields.String(allow_none=True, load_default=None, validate=LEASE_ID)
-
-
-class ClaimNextArgs(Args):
-    """What a worker would take next; such a claim never waits."""
-
-    lease_seconds = Int(required=True, validate=validate.Range(1, LEASE_MAX_S))
-    allowed_types = Words()
-    worker_capabilities = Words()
-    max_jobs = Int(load_default=1, validate=validate.Range(1, 100))
-    instance_id = Word(longest=128, allow_none=True, load_default=None)
-
-
-class ClaimArgs(WorkerArgs, ClaimNextArgs):
-    """What a worker would take."""
-
-    wait_seconds = Seconds(load_default=0.0, validate=validate.Range(0, WAIT_MAX_S))
-
-
-class ClaimHeaders(Args):
-    """The key under which a repeated claim is answered alike."""
-
-    idempotency_key = Word(data_key="Idempotency-Key", load_default=None)
-
-
-class ProgressArgs(Args):
-    """How far the work is, by its holder's word."""
-
-    percent = Seconds(allow_none=True, load_default=None, validate=validate.Range(0, 100))
-    message = fields.String(allow_none=True, load_default=None, validate=validate.Length(max=1000))
-
-
-class HeartbeatArgs(HolderArgs):
-    """How long the lease shall last from now, and how far the work is."""
-
-    lease_seconds = Int(required=True, validate=validate.Range(1, LEASE_MAX_S))
-    progress = fields.Nested(ProgressArgs, allow_none=True, load_default=None)
-
-
-class CompleteArgs(HolderArgs):
-    """What came out, and what the worker would take next."""
-
-    body_holds = "result_max_bytes"
-
-    result = fields.Raw(allow_none=True, load_default=None)
-    result_summary = fields.String(allow_none=True, load_default=None)
-    claim_next = fields.Nested(ClaimNextArgs, allow_none=True, load_default=None)
-
-
-class CompletionArgs(Args):
-    """What came out of one of several jobs."""
-
-    job_id = fields.String(required=True, validate=validate.Length(max=64))
-    lease_id = fields.String(allow_none=True, load_default=None, validate=LEASE_ID)
-    result = fields.Raw(allow_none=True, load_default=None)
-    result_summary = fields.String(allow_none=True, load_default=None)
-
-
-class CompleteManyArgs(WorkerArgs):
-    """What came out of several jobs, and what the worker would take next."""
-
-    body_max = 1024 * KIB
-    body_holds = "result_max_bytes"
-
-    items = fields.List(
-        fields.Nested(CompletionArgs), required=True, validate=validate.Length(min=1, max=100)
-    )
-    claim_next = fields.Nested(ClaimNextArgs, allow_none=True, load_default=None)
-
-    @ma.validates_schema
-    def each_once(self, data: dict[str, Any], **_kwargs: Any) -> None:
-        """Refuse two ends for one job."""
-        ids = [one["job_id"] for one in data["items"]]
-        if len(set(ids)) < len(ids):
-            raise ma.ValidationError("Names a job twice.", "items")
-
-
-class FailArgs(HolderArgs):
-    """What went wrong, and whether another try may help."""
-
-    error_message = Prose(required=True)
-    retryable = Flag(load_default=False)
-    error_type = Word(allow_none=True, load_default=None)
-    traceback = fields.String(
-        allow_none=True, load_default=None, validate=validate.Length(max=16 * KIB)
-    )
-    retry_after_seconds = Seconds(
-        allow_none=True, load_default=None, validate=validate.Range(0, 86_400)
-    )
-
-
-class ReleaseArgs(HolderArgs):
-    """Why the job is given back, and what the next holder shall know."""
-
-    reason = fields.String(allow_none=True, load_default=None, validate=validate.Length(max=1000))
-    checkpoint = fields.Raw(allow_none=True, load_default=None)
-
-    @ma.validates("checkpoint")
-    def is_small(self, value: Any, **_kwargs: Any) -> None:
-        """Refuse what is too large to be handed on."""
-        if json_size(value) > CHECKPOINT_MAX:
-            raise ma.ValidationError(f"Larger than {CHECKPOINT_MAX} bytes.")
-
-
-class CancelAckArgs(HolderArgs):
-    """What the worker stopped."""
-
-    message = fields.String(allow_none=True, load_default=None, validate=validate.Length(max=1000))
 
 
 class NewEventArgs(Args):

@@ -91,10 +91,14 @@ class Incoming:
         try:
             # Strangers' bytes do not reach the disk; their refusal waits for its turn.
             auth.check_worker_id(self._fields.get("workerId"))
-            services.queue.check_holder(job_id_of(self._job_id), Holder(worker_id=caller.worker))
+            room = services.queue.upload_room(
+                job_id_of(self._job_id),
+                Holder(worker_id=caller.worker),
+                name=self._fields.get("name"),
+            )
             self._stored = services.artifacts.receive(
                 part,
-                max_bytes=services.settings.queue.artifact_max_bytes,
+                max_bytes=room,
                 expected_digest=self._fields.get("digest"),
             )
         except _LATER as error:

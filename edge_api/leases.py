@@ -21,7 +21,11 @@ from edge_api.answers import (
     HeartbeatSchema,
     JobSchema,
 )
-from edge_api.arguments import (
+from edge_api.auth import Kind, principal, proof
+from edge_api.errors import status_of
+from edge_api.fields import json_size
+from edge_api.holding import holder_of, job_id_of, own
+from edge_api.lease_arguments import (
     CancelAckArgs,
     ClaimArgs,
     ClaimHeaders,
@@ -31,10 +35,6 @@ from edge_api.arguments import (
     HeartbeatArgs,
     ReleaseArgs,
 )
-from edge_api.auth import Kind, principal, proof
-from edge_api.errors import status_of
-from edge_api.fields import json_size
-from edge_api.holding import holder_of, job_id_of, own
 from edge_api.services import current_services
 from edge_api.smorest import PREFIX, Blueprint
 from edge_api.traffic import caller_left
