@@ -18,13 +18,12 @@ class DiskWatch:
 
     def __init__(self, directory: Path | None, *, limits: Limits) -> None:
         self._directory = directory
-        self._bytes = limits.workspace_bytes
-        self._files = limits.workspace_files
+        self._limits = limits
         self._stop = threading.Event()
         #: what has become too much; the child is stopped for it
         self.breach: str | None = None
         self._thread: threading.Thread | None = None
-        if directory is not None and (self._bytes is not None or self._files is not None):
+        if directory is not None and (limits.workspace_bytes or limits.workspace_files):
             self._thread = threading.Thread(target=self._run, name="disk", daemon=True)
             self._thread.start()
 
@@ -39,34 +38,31 @@ class DiskWatch:
         pause = _FIRST_S
         while not self._stop.wait(pause) and self.breach is None:
             begun = time.monotonic()
-            self._look()
+            if self._directory is not None:
+                self.breach = breach(self._directory, limits=self._limits, stop=self._stop)
             pause = max(_FIRST_S, _REST * (time.monotonic() - begun))
 
-    def _look(self) -> None:
-        """Add up until the end or until it is too much; what vanishes meanwhile counts nothing."""
-        size, files, folders = 0, 0, [str(self._directory)]
-        while folders and not self._stop.is_set():
-            try:
-                entries = os.scandir(folders.pop())
-            except OSError:
-                continue
-            with entries:
-                for entry in entries:
-                    files += 1
-                    try:
-                        if entry.is_dir(follow_symlinks=False):
-                            folders.append(entry.path)
-                        # Blocks, not lengths: a file full of holes takes no room.
-                        size += entry.stat(follow_symlinks=False).st_blocks * _BLOCK
-                    except OSError:
-                        continue
-            self._judge(size, files)
-            if self.breach is not None:
-                return
 
-    def _judge(self, size: int, files: int) -> None:
-        """Say what is too much."""
-        if self._bytes is not None and size > self._bytes:
-            self.breach = f"the job's directory grew beyond {self._bytes} bytes"
-        elif self._files is not None and files > self._files:
-            self.breach = f"the job's directory holds more than {self._files} files"
+def breach(directory: Path, *, limits: Limits, stop: threading.Event | None = None) -> str | None:
+    """Add up until the end or until it is too much; what vanishes meanwhile counts nothing."""
+    size, files, folders = 0, 0, [str(directory)]
+    while folders and not (stop is not None and stop.is_set()):
+        try:
+            entries = os.scandir(folders.pop())
+        except OSError:
+            continue
+        with entries:
+            for entry in entries:
+                files += 1
+                try:
+                    if entry.is_dir(follow_symlinks=False):
+                        folders.append(entry.path)
+                    # Blocks, not lengths: a file full of holes takes no room.
+                    size += entry.stat(follow_symlinks=False).st_blocks * _BLOCK
+                except OSError:
+                    continue
+        if limits.workspace_bytes is not None and size > limits.workspace_bytes:
+            return f"the job's directory grew beyond {limits.workspace_bytes} bytes"
+        if limits.workspace_files is not None and files > limits.workspace_files:
+            return f"the job's directory holds more than {limits.workspace_files} files"
+    return None

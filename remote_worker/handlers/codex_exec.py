@@ -56,7 +56,9 @@ def codex_exec(context: Context) -> Outcome:
     context.step(f"starting codex on {workspace.base_commit[:12]}")
     transcript = _transcript(context, workspace)
     try:
+        context.check_room()
         _run_codex(context, inside, task, workspace, transcript)
+        context.check_room()
     except JobFailed as failure:
         full = failure.error_type == TOO_LARGE
         files = [_log_file(context)] if full else _kept(context, git, workspace)

@@ -8,13 +8,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from remote_worker import isolation
+from remote_worker import disk, isolation
 from remote_worker.box import Box
 from remote_worker.errors import Interrupted, JobFailed
 from remote_worker.events import EventLog
 from remote_worker.job import Job
 from remote_worker.lease import Lease
-from remote_worker.limits import LimitExceeded
+from remote_worker.limits import TOO_LARGE, LimitExceeded
 from remote_worker.process import Command, Interrupt, Sink, run
 from remote_worker.redact import Redactor
 from remote_worker.settings import Settings
@@ -61,6 +61,21 @@ class Context:
         why = self.interrupt()
         if why is not None:
             raise Interrupted(why)
+
+    def check_room(self) -> None:
+        """Fail when the job's directory is larger than it may be, however fast it grew."""
+        why = disk.breach(self.directory, limits=self.settings.limits)
+        if why is not None:
+            raise JobFailed(why, error_type=TOO_LARGE)
+
+    @property
+    def checkpoint(self) -> object:
+        """Return what the job's holder before this one left for the next, or None."""
+        return self.job.checkpoint
+
+    def leave(self, checkpoint: object) -> None:
+        """Leave a JSON value of up to 64 KiB to the next holder, should this one give back."""
+        self.lease.checkpoint = checkpoint
 
     def environment(self) -> dict[str, str]:
         """Return what a child gets to see: a HOME no earlier job has seen, and the job's names."""

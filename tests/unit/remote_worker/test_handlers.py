@@ -1,6 +1,9 @@
 """Job types of installed packages: found by entry point, refused before the first claim."""
 
 import configparser
+import os
+import shutil
+import subprocess
 import sys
 import tomllib
 from collections.abc import Callable
@@ -113,3 +116,28 @@ def test_the_daemon_does_not_start_with_a_broken_handler(
     assert result.exit_code == daemon.EXIT_PREFLIGHT
     assert "cannot be loaded" in result.output
     assert not edge.asked("/claim")
+
+
+LOADED = """
+from remote_worker.handlers import load
+print(sorted(load()), load()["word_count"].__module__)
+"""
+
+
+@pytest.mark.slow
+def test_the_example_is_found_when_pip_has_installed_it(tmp_path: Path) -> None:
+    """What test_the_example_runs_as_a_job imitates, by pip itself."""
+    # pip builds beside the sources
+    sources = shutil.copytree(EXAMPLE, tmp_path / "handlers")
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", "install"]
+    target = tmp_path / "site"
+    subprocess.run(
+        [*pip, "--no-deps", "--no-build-isolation", "--no-index", "--target", target, sources],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    root = str(Path(__file__).parents[3])
+    done = subprocess.run(
+        [sys.executable, "-c", LOADED], check=True, capture_output=True, text=True,
+        env={"PYTHONPATH": f"{target}:{root}", "PATH": os.environ["PATH"]},
+    )  # fmt: skip
+    assert done.stdout.strip() == "['codex_exec', 'command', 'word_count'] word_count"
