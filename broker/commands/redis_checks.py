@@ -30,8 +30,7 @@ _START_BRIDGE: Final = "Start `drawbridge bridge`, or see in its log what it wai
 def place(url: str) -> str:
     """Name a server without what its URL keeps secret."""
     parts = urlsplit(url)
-    host = f"{parts.hostname or ''}:{parts.port}" if parts.port else parts.hostname or ""
-    return f"{parts.scheme}://{host}{parts.path}"
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 def server(url: str, others: Mapping[str, str]) -> Iterator[Finding]:

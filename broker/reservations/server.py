@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from typing import Any, Final, Self
 
 import redis
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
-from broker.errors import ConfigurationError, ReservationsUnavailable
+from broker.errors import ReservationsUnavailable
+from broker.reservations.addresses import client_of
 from broker.reservations.keys import ENDED, ORDERED, ORDERS, REVOKED, SEEN, WAKE_PATTERN
 from broker.reservations.scripts import Scripts
 
@@ -45,25 +44,12 @@ class Server:
 
     @classmethod
     def connect(cls, url: str) -> Self:
-        """Connect lazily; redis-py's own retries would run a script again whose reply came late.
+        """Connect lazily.
 
         Raises:
             ConfigurationError: not the URL of a Redis.
         """
-        try:
-            client: redis.Redis = redis.Redis.from_url(
-                url,
-                decode_responses=True,
-                socket_timeout=2.0,
-                socket_connect_timeout=2.0,
-                health_check_interval=15,
-                retry=Retry(NoBackoff(), 0),
-            )
-        except ValueError:
-            raise ConfigurationError(
-                "The reservations URL cannot be read; write redis://host:port/db"
-            ) from None
-        return cls(client)
+        return cls(client_of(url))
 
     def close(self) -> None:
         """Drop all connections."""
