@@ -20,7 +20,7 @@ ITEMS: Final = {
     "depth": "claims beside 0, 10,000, 100,000 queued jobs; --depths for others",
     "lanes": "claims over 1, 100 and 1,000 lanes",
     "empties": "16 claims at once for 16 jobs: how many come back empty",
-    "waits": "from a job's ingest to one of 1, 200 and 1,000 waiting claims",
+    "waits": "from a job's ingest to one of 1, 200, 1,000 waiting claims; --waiters for others",
 }
 
 
@@ -32,6 +32,7 @@ ITEMS: Final = {
 @click.option("--singles", default=200, show_default=True, help="Claims or jobs one by one.")
 @click.option("--rounds", default=20, show_default=True, help="Rounds of waits and of empties.")
 @click.option("--depths", default="0,10000,100000", show_default=True, help="Queued jobs.")
+@click.option("--waiters", default="1,200,1000", show_default=True, help="Waiting claims.")
 @click.option("--json", "as_json", is_flag=True, help="The figures as one line of JSON.")
 def main(
     items: tuple[str, ...],
@@ -57,7 +58,9 @@ def main(
         click.echo(json.dumps(figures))
 
 
-def _measure(item: str, database: str, *, jobs: int, singles: int, rounds: int, depths: str) -> Any:
+def _measure(
+    item: str, database: str, *, jobs: int, singles: int, rounds: int, depths: str, waiters: str
+) -> Any:
     if item == "beside":
         return beside.measure(database, jobs=jobs, singles=singles)
     if item == "depth":
@@ -70,7 +73,8 @@ def _measure(item: str, database: str, *, jobs: int, singles: int, rounds: int, 
             return cycles.measure(made, jobs=jobs)
         if item == "empties":
             return claims.empties(made, rounds=rounds)
-        return waits.measure(made, rounds=rounds)
+        crowds = [int(one) for one in waiters.split(",")]
+        return waits.measure(made, crowds=crowds, rounds=rounds)
 
 
 def _machine() -> str:

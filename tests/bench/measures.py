@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import psutil
@@ -20,12 +21,11 @@ def cpu_s(pids: Mapping[str, int]) -> dict[str, float]:
     used: dict[str, float] = {}
     for role, pid in pids.items():
         own = psutil.Process(pid)
-        times = [
-            family.cpu_times()
-            for family in (own, *own.children(recursive=True))
-            if family.is_running()
-        ]
-        used[role] = sum(time.user + time.system for time in times)
+        used[role] = 0.0
+        for one in (own, *own.children(recursive=True)):
+            with suppress(psutil.NoSuchProcess):
+                time = one.cpu_times()
+                used[role] += time.user + time.system
         # PostgreSQL's servers come and go; what they used is their parent's then
         used[role] += own.cpu_times().children_user + own.cpu_times().children_system
     return used

@@ -112,6 +112,10 @@ def _copy(conn: sa.Connection, model_id: str, seq: int, count: int) -> None:
     conn.execute(sa.update(BridgeStateRow).values(job_seq=BridgeStateRow.job_seq + count))
 
 
+class Refused(Exception):
+    """An answer that is not 200."""
+
+
 class HttpClient:
     """One connection of a worker, as cheap as Python has them; not for two threads."""
 
@@ -132,7 +136,8 @@ class HttpClient:
         self._connection.request("POST", f"/api/queue{path}", said, headers)
         answer = self._connection.getresponse()
         text = answer.read()
-        assert answer.status == http.HTTPStatus.OK, text
+        if answer.status != http.HTTPStatus.OK:
+            raise Refused(f"{answer.status}: {text.decode()}")
         return json.loads(text)
 
     def claim(self, **more: Any) -> list[Any]:
