@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
-from unittest.mock import patch
 
 import redis
 
@@ -20,6 +19,7 @@ from broker import errors
 from broker.upkeep import Upkeep
 from tests.simulation.calls import CALLS, Call
 from tests.simulation.scheduler import Killed, Schedule
+from tests.simulation.stores import at
 from tests.simulation.world import NONE, QUEUE, Mix, World
 
 #: how often a caller asks again; each time, what a dead process held has lapsed
@@ -189,11 +189,11 @@ def play(case: Case, expected: Any) -> list[str]:
 
 @contextmanager
 def _scene(call: Call) -> Iterator[Scene]:
-    """Make a world ready, whose Redis lets things lapse by the world's own clock."""
+    """Make a world ready, with a time of its own."""
     logging.disable(logging.CRITICAL)
     world = World(0, Mix("failpoints"))
     try:
-        with patch("time.time", lambda: world.clock.now().timestamp()):
+        with at(world.clock):
             yield Scene(call, world)
     finally:
         logging.disable(logging.NOTSET)

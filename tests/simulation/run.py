@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
-from unittest.mock import patch
 
 from tests.simulation import actors
 from tests.simulation.oracle import Broken
 from tests.simulation.scheduler import Faults
+from tests.simulation.stores import at
 from tests.simulation.world import Mix, World
 
 LONG: Final = (0.2, 1.0, 4.0, 11.0, 31.0, 61.0)
@@ -56,8 +56,7 @@ def run(seed: int, mix: Mix) -> Result:
     world = World(seed, mix)
     schedule = world.schedule
     logging.disable(logging.CRITICAL)
-    # what the Redis in memory lets lapse, it lets lapse by the clock of the run
-    with patch("time.time", lambda: world.clock.now().timestamp()):
+    with at(world.clock):
         try:
             _play(world)
         finally:

@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from functools import cache
 from tempfile import TemporaryDirectory
 from typing import Any, Final
+from unittest.mock import patch
 
 import fakeredis
 import redis
@@ -41,6 +42,19 @@ class VirtualClock:
     def advance(self, seconds: float) -> None:
         """Move it on."""
         self.moment += timedelta(seconds=seconds)
+
+
+@contextmanager
+def at(clock: VirtualClock) -> Iterator[None]:
+    """Let everything that asks for the time be told the clock's: lapses, pauses, caches.
+
+    Else a busy machine would make another run of the same seed.
+    """
+    with (
+        patch("time.time", lambda: clock.now().timestamp()),
+        patch("time.monotonic", lambda: clock.now().timestamp()),
+    ):
+        yield
 
 
 @cache
