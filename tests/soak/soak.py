@@ -91,7 +91,7 @@ class Soak:
             attempts=sum(job["attempt"] for job in done),
             worker_kills=self._killed["worker"],
             edge_kills=self._killed["edge"],
-            orphans=len(orphans()),
+            orphans=len(orphans(self._folder)),
             left=sum(len(list((self._folder / "work" / d).iterdir())) for d in ("jobs", "spool")),
             memory_first=self._memory[0],
             memory_last=self._memory[-1],
@@ -124,7 +124,13 @@ class Soak:
         until(lambda: self._done() >= wanted, 900, what=f"{wanted} jobs are done")
 
     def _done(self) -> int:
-        """Count what has succeeded; an edge that is away has nothing to say."""
+        """Count what has succeeded; an edge that is away has nothing to say.
+
+        A worker that was started while the edge was away has ended (exit code 3), and is started
+        again, as whatever supervises it would.
+        """
+        if self._worker.returncode is not None:
+            self._worker = self._start()
         found: list[Any] = []
         cursor = ""
         while True:
@@ -153,12 +159,14 @@ def _quietly(ask: Callable[[], Any]) -> Any:
         return None
 
 
-def orphans() -> list[int]:
-    """Return processes of jobs that are still there."""
+def orphans(folder: Path) -> list[int]:
+    """Return processes of a run's jobs that are still there: other runs have others."""
     found = []
     for one in psutil.process_iter():
         try:
-            if "BRIDGE_JOB_ID" in one.environ() and one.status() != psutil.STATUS_ZOMBIE:
+            environment = one.environ()
+            ours = environment.get("HOME", "").startswith(f"{folder}/work/")
+            if ours and "BRIDGE_JOB_ID" in environment and one.status() != psutil.STATUS_ZOMBIE:
                 found.append(one.pid)
         except psutil.Error:
             continue
