@@ -106,8 +106,9 @@ class Decoder:
         if parts is None:
             return self._unreadable(raw, "not a message of kombu's")
         headers, properties = parts
-        if (name := self._builtin(headers)) is not None:
-            return Builtin(name)
+        builtin = self._builtin(headers)
+        if builtin is not None and "compression" not in headers:
+            return Builtin(builtin)
         plain = {key: value for key, value in headers.items() if key != "compression"}
         outer |= {"headers": plain, "properties": {"delivery_tag": None, **properties}}
         error: str | None = None
@@ -121,6 +122,9 @@ class Decoder:
             error = str(unfit)
         except (ValueError, TypeError, AttributeError, LookupError):
             error = "the body is not encoded as the message says"
+        if error is None and builtin is not None:
+            # a worker inflates it again, without a bound, but to no more than was seen here
+            return Builtin(builtin)
         # kombu serves low numbers first on Redis, the ledger high ones (decision 19)
         return self.read(
             body, outer, headers=plain, properties=properties,

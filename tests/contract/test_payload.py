@@ -212,6 +212,18 @@ def test_celerys_own_tasks_are_known_and_left_as_they_are():
     assert job_of(task="celery.unheard_of").type == "celery.unheard_of"
 
 
+def test_celerys_own_tasks_inflate_to_a_bound_too():
+    def compressed(body: bytes) -> dict[str, Any]:
+        packed = zlib.compress(body)
+        headers = {"compression": "application/x-gzip"}
+        return sent(task="celery.chord_unlock", body=packed, headers=headers)
+
+    assert read(compressed(b"[[],{},{}]")) == Builtin("celery.chord_unlock")
+    bomb = b"[[" + b" " * 17 * 1024 * 1024 + b"],{},{}]"
+    assert "too_large" in reason_of(compressed(bomb))
+    assert "inflated" in reason_of(compressed(b"[[],{},{}]") | {"body": "AAAA"})
+
+
 # -- poison ------------------------------------------------------------------------------------
 
 
