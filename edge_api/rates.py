@@ -71,7 +71,9 @@ class Rates:
     def _hit(self, item: RateLimitItem, *key: str) -> None:
         if not self._limiter.hit(item, *key):
             reset = self._limiter.get_window_stats(item, *key).reset_time
-            raise RateLimited(retry_after_s=max(1, math.ceil(reset - time.time())))
+            left = math.ceil(reset - time.time())
+            # the storage's own end of a window lies up to a second beyond it
+            raise RateLimited(retry_after_s=min(max(1, left), item.get_expiry()))
 
 
 def counted_as(address: Address | None) -> str:
