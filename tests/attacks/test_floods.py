@@ -34,7 +34,8 @@ def test_a_thousand_bad_tokens_shut_out_bad_tokens_alone(edge: Edge, worker: Cal
     assert statuses.count(429) >= 1000 - 5 * allowed
     limited = next(answer for answer in answers if answer.status_code == 429)
     assert refusal(limited) == LIMITED
-    assert 1 <= int(limited.headers["Retry-After"]) <= 60
+    # the rest of the minute, and up to two seconds so that not all come back at once
+    assert 1 <= int(limited.headers["Retry-After"]) <= 62
     assert "WWW-Authenticate" not in limited.headers
     # and nobody elsewhere
     assert stranger.post("/jobs/claim", body).status_code == 401
