@@ -130,6 +130,10 @@ def _handlers(settings: Settings) -> Mapping[str, Handler]:
             f"--types {', '.join(unknown)}: this worker runs {', '.join(sorted(handlers))}"
             " (a package can add a type)"
         )
+    if "command" in settings.types and not settings.allow_program:
+        raise click.UsageError(
+            "--types command: no program may run here; name each with --allow-program"
+        )
     return handlers
 
 

@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 
 _MAX_SUMMARY = 4000
 _MAX_ERROR = 8000
+_MAX_LOGGED = 300
 _MAX_CHECKPOINT = 64 * 1024
 
 
@@ -195,10 +196,13 @@ class JobRun:
 
     def _failed(self, failure: JobFailed) -> Report:
         """Turn a failure into the report of it."""
-        log.info("failed: %s", failure.error_type, extra=self._about("failed"))
+        text = self._redactor.text(str(failure)).strip() or failure.error_type
+        # the owner of this machine mostly has no other way to read why
+        first = text.partition("\n")[0][:_MAX_LOGGED]
+        log.info("failed: %s: %s", failure.error_type, first, extra=self._about("failed"))
         return Report(
             ending=Ending.FAIL,
-            text=self._redactor.text(str(failure)).strip()[:_MAX_ERROR] or failure.error_type,
+            text=text[:_MAX_ERROR],
             artifacts=_sealed(failure.files),
             error_type=failure.error_type,
             retryable=failure.retryable,

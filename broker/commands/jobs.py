@@ -77,12 +77,12 @@ def submit(
     then_watch: bool,
     as_json: bool,
 ) -> None:
-    r"""Create a job of TYPE and say its id.
+    """Create a job of TYPE and say its id.
 
     \b
-    drawbridge jobs submit codex_exec --set repository=org/name \
+    drawbridge jobs submit codex_exec --set repository=org/name \\
         --set instruction="Fix the typo in the README" --watch
-    """  # fmt: skip
+    """  # noqa: D301 - \b is click's
     body = _payload(payload) | dict(_field(one) for one in fields)
     client = _client()
     made = client.submit(

@@ -239,6 +239,17 @@ def test_a_type_that_nobody_here_can_run_is_refused(
     assert edge.calls == []
 
 
+@pytest.mark.parametrize("command", ["check", "run"])
+def test_the_type_command_without_a_program_is_refused(
+    invoke: Invoke, edge: FakeEdge, command: str
+) -> None:
+    result = invoke(command, "--types", "command")
+    assert result.exit_code == 2
+    assert "--allow-program" in result.output
+    assert edge.calls == []
+    assert invoke("check", "--types", "command", "--allow-program", "make").exit_code == 0
+
+
 def test_flag_before_environment_before_file_before_default(
     invoke: Invoke, edge: FakeEdge, tmp_path: Path
 ) -> None:

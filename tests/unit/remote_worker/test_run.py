@@ -1,6 +1,7 @@
 """One job's life: every ending, reported once, from a record on the disk."""
 
 import json
+import logging
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -132,14 +133,17 @@ def test_a_grant_that_is_gone_runs_nothing(world: World, edge: FakeEdge) -> None
 
 
 @pytest.mark.parametrize("retryable", [True, False])
-def test_a_failure_with_its_files(world: World, edge: FakeEdge, retryable: bool) -> None:
+def test_a_failure_with_its_files(
+    world: World, edge: FakeEdge, caplog: pytest.LogCaptureFixture, retryable: bool
+) -> None:
+    caplog.set_level(logging.INFO, logger="remote_worker.run")
     held = edge.offer("echo")
 
     def fail(context: Context) -> Outcome:
         path = context.directory / "log"
         path.write_text("why")
         raise JobFailed(
-            f"no luck with {SECRET}",
+            f"no luck with {SECRET}\nand more",
             error_type="bad_luck",
             retryable=retryable,
             files=[("logs/x.log", path), ("logs/absent", context.directory / "absent")],
@@ -147,7 +151,8 @@ def test_a_failure_with_its_files(world: World, edge: FakeEdge, retryable: bool)
 
     assert world.run(held, fail).run()
     assert held.ended == "fail"
-    assert held.report["errorMessage"] == "no luck with [redacted]"
+    assert held.report["errorMessage"] == "no luck with [redacted]\nand more"
+    assert "failed: bad_luck: no luck with [redacted]" in caplog.messages
     assert held.report["errorType"] == "bad_luck"
     assert held.report["retryable"] is retryable
     assert [a["text"] for a in held.artifacts.values()] == ["why"]
