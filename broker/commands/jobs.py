@@ -12,7 +12,7 @@ import click
 from rich.console import Console
 
 from broker.client import ENDED, Client, Event
-from broker.commands.jobs_shown import detail, event_line, listing, summary
+from broker.commands.jobs_shown import detail, event_line, listing, screen, summary
 from broker.settings import EdgeAccess
 from broker.states import Status
 
@@ -113,7 +113,7 @@ def show_many(*, as_json: bool, limit: int, **which: str | None) -> None:
         for one in found:
             click.echo(json.dumps(one))
     else:
-        Console().print(listing(list(found)))
+        screen().print(listing(list(found)))
 
 
 @jobs.command()
@@ -126,7 +126,7 @@ def show(*, job_id: str, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({**job, "attempts": attempts, "artifacts": files}))
     else:
-        Console().print(detail(job, attempts, files))
+        screen().print(detail(job, attempts, files))
 
 
 @jobs.command()

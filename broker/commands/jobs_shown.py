@@ -4,13 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich.console import Group, RenderableType
-from rich.table import Table
+from rich.console import Console, Group, RenderableType
+from rich.table import Column, Table
 from rich.text import Text
 
 from broker.client import Artifact, Attempt, Event, Job
 
 _STYLES = {"succeeded": "green", "failed": "red", "dead_letter": "red", "running": "cyan"}
+
+#: columns of what is no terminal: a file or a pipe wants everything, on one line
+_WIDE = 2000
+
+
+def screen() -> Console:
+    """Return where tables go: as wide as a terminal is, and shortening nothing elsewhere."""
+    out = Console()
+    return out if out.is_terminal else Console(width=_WIDE)
 
 
 def plain(value: object) -> str:
@@ -21,7 +30,9 @@ def plain(value: object) -> str:
 
 def listing(jobs: Sequence[Job]) -> RenderableType:
     """Show jobs as a table."""
-    table = Table("id", "type", "status", "queue", "attempt", "worker", "created", box=None)
+    # an id is there to be copied: a narrow terminal shortens the others
+    first = Column("id", no_wrap=True)
+    table = Table(first, "type", "status", "queue", "attempt", "worker", "created", box=None)
     for job in jobs:
         table.add_row(
             Text(job["id"], no_wrap=True),

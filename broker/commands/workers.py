@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import click
-from rich.console import Console, RenderableType
-from rich.table import Table
+from rich.console import RenderableType
+from rich.table import Column, Table
 from rich.text import Text
 
 from broker.client import Client
 from broker.client.shapes import RemoteWorker, Standing
-from broker.commands.jobs_shown import plain
+from broker.commands.jobs_shown import plain, screen
 from broker.settings import EdgeAccess
 
 #: URL and token file as the command line gave them
@@ -46,7 +46,7 @@ def show(access: Access, *, limit: int, as_json: bool) -> None:
         for one in found:
             click.echo(json.dumps(one))
     else:
-        Console().print(_listing(found))
+        screen().print(_listing(found))
 
 
 @workers.command()
@@ -92,7 +92,9 @@ def _say(standing: Standing) -> None:
 
 
 def _listing(found: Sequence[RemoteWorker]) -> RenderableType:
-    table = Table("worker", "state", "last seen", "version", "types", "holds", box=None)
+    # an id is there to be copied: a narrow terminal shortens the others
+    holds = Column("holds", no_wrap=True)
+    table = Table("worker", "state", "last seen", "version", "types", holds, box=None)
     for one in found:
         state = Text("online", style="green") if one["online"] else Text("offline", style="dim")
         types = one["types"]

@@ -70,7 +70,7 @@ def url(edge: Edge) -> Iterator[str]:
 
 def test_the_command_shows_them(edge: Edge, user: Caller, worker: Caller, url: str) -> None:
     token = user.headers["Authorization"].removeprefix("Bearer ")
-    env = {"DRAWBRIDGE_EDGE_URL": url, "DRAWBRIDGE_EDGE_TOKEN": token, "COLUMNS": "200"}
+    env = {"DRAWBRIDGE_EDGE_URL": url, "DRAWBRIDGE_EDGE_TOKEN": token, "COLUMNS": "40"}
 
     def run(*words: str) -> str:
         done = CliRunner(env=env).invoke(cli.drawbridge, ["workers", "list", *words])
