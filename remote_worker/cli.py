@@ -118,7 +118,7 @@ def _watch(
 
 
 def _handlers(settings: Settings) -> Mapping[str, Handler]:
-    """Return all job types, and refuse to claim one that nobody here can run."""
+    """Return the job types of this worker, and refuse to claim one that nobody here can run."""
     try:
         handlers = load()
     except Misconfigured as error:
@@ -134,7 +134,8 @@ def _handlers(settings: Settings) -> Mapping[str, Handler]:
         raise click.UsageError(
             "--types command: no program may run here; name each with --allow-program"
         )
-    return handlers
+    # What the owner did not name nobody may start, whatever an edge sends.
+    return {name: one for name, one in handlers.items() if name in (settings.types or handlers)}
 
 
 def _closed(passed: preflight.Passed) -> int:

@@ -13,6 +13,7 @@ from remote_worker.credentials import Credential
 from remote_worker.errors import Misconfigured, WorkerError
 from remote_worker.repository import Repository
 from remote_worker.settings import Settings
+from remote_worker.transport import Session
 
 _TIMEOUT_S = (10.0, 30.0)
 _MAX_ANSWER = 4 * 1024 * 1024
@@ -136,7 +137,7 @@ class Forge:
 
     def _session(self) -> requests.Session:
         """Return a session that goes out as the owner said, and reads nothing else of his."""
-        session = requests.Session()
+        session = Session()
         session.trust_env = False
         session.verify = self._passed.get("SSL_CERT_FILE") or True
         session.headers["Accept"] = "application/vnd.github+json"

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}")
 _MAX_TYPE = 64
 _MAX_LEASE_ID = 256
+_LONGEST_S = 7 * 86400
 
 
 class NotAJob(ValueError):
@@ -114,7 +115,7 @@ def parse_beat(raw: Mapping[str, object]) -> Beat:
     return Beat(
         cancel_requested=raw.get("cancelRequestedAt") is not None,
         drain=raw.get("drain") is True,
-        expires_in_s=float(left) if isinstance(left, int | float) and left > 0 else None,
+        expires_in_s=_seconds(left),
     )
 
 
@@ -139,11 +140,19 @@ def parse_welcome(raw: Mapping[str, object]) -> Welcome:
     wait, beat, features = (raw.get(k) for k in ("waitSeconds", "heartbeatSeconds", "features"))
     return Welcome(
         wait_s=wait if _is_count(wait) and isinstance(wait, int) else None,
-        heartbeat_s=float(beat) if isinstance(beat, int | float) and beat > 0 else None,
+        heartbeat_s=_seconds(beat),
         features=frozenset(f for f in features if isinstance(f, str))
         if isinstance(features, list)
         else frozenset(),
     )
+
+
+def _seconds(value: object) -> float | None:
+    """Return a time above 0, not longer than any that is used; None when it is none."""
+    if not isinstance(value, int | float) or value <= 0:
+        return None
+    # Compared first: an integer may be too large for a float.
+    return float(min(value, _LONGEST_S))
 
 
 def _is_count(value: object) -> bool:

@@ -33,9 +33,15 @@ class TextFormatter(logging.Formatter):
         at = datetime.fromtimestamp(record.created, UTC).astimezone().strftime("%H:%M:%S")
         job = getattr(record, "job_id", None)
         text = f"{record.getMessage()}{'' if job is None else f'  [{job}]'}"
-        clean = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
-        trace = f"\n{self.formatException(record.exc_info)}" if record.exc_info else ""
-        return f"{at} {record.levelname.lower():7} {clean}{trace}"
+        # Indented, so that no line of it looks like a record.
+        trace = self.formatException(record.exc_info).split("\n") if record.exc_info else []
+        told = "".join(f"\n    {visible(line)}" for line in trace)
+        return f"{at} {record.levelname.lower():7} {visible(text)}{told}"
+
+
+def visible(text: str) -> str:
+    """Return a text with what would steer a terminal made visible."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def set_up(log_format: str) -> None:

@@ -12,6 +12,8 @@ from remote_worker.redact import Redactor
 MAX_LINE = 1024 * 1024
 _TAIL_LINES = 40
 _TAIL_LINE_CHARS = 400
+#: More of a line is kept, for a secret that was cut in two is none to a redactor.
+_TAIL_KEPT = _TAIL_LINE_CHARS + 8192
 
 
 class TooMuchOutput(WorkerError):
@@ -121,14 +123,15 @@ class Log:
     @property
     def tail(self) -> str:
         """Return the last lines, redacted."""
-        return self._redactor.text("\n".join(self._tail))
+        clean = self._redactor.text("\n".join(self._tail))
+        return "\n".join(line[-_TAIL_LINE_CHARS:] for line in clean.split("\n"))
 
     def _line(self, stream: int, line: bytes) -> None:
         """Pass on one line."""
         if stream == STDOUT:
             self._on_line(line)
         if line.strip():
-            self._tail.append(line[-_TAIL_LINE_CHARS:].decode(errors="replace"))
+            self._tail.append(line[-_TAIL_KEPT:].decode(errors="replace"))
         self._emit(self._stream.feed(line + b"\n"))
 
     def _emit(self, data: bytes) -> None:

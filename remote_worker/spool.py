@@ -9,12 +9,12 @@ import fcntl
 import json
 import logging
 import os
-import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
+from remote_worker import trees
 from remote_worker.artifacts import Artifact
 from remote_worker.errors import Misconfigured
 from remote_worker.job import Job
@@ -83,7 +83,7 @@ class Spool:
     def directory(self, job: Job) -> Path:
         """Return the job's own new, empty directory."""
         path = self._jobs / _name(job)
-        shutil.rmtree(path, ignore_errors=True)
+        trees.remove(path)
         path.mkdir(mode=0o700)
         return path
 
@@ -102,7 +102,7 @@ class Spool:
     def drop(self, job: Job) -> None:
         """Forget a job and all its files."""
         (self._reports / f"{_name(job)}.json").unlink(missing_ok=True)
-        shutil.rmtree(self._jobs / _name(job), onerror=_make_writable)
+        trees.remove(self._jobs / _name(job))
 
     def left(self) -> Iterator[tuple[Job, Report]]:
         """Yield what earlier daemons could not report, and clear away all else they left."""
@@ -118,7 +118,7 @@ class Spool:
             yield job, report
         for path in self._jobs.iterdir():
             if path.name not in kept:
-                shutil.rmtree(path, onerror=_make_writable)
+                trees.remove(path)
 
 
 def _name(job: Job) -> str:
@@ -146,17 +146,3 @@ def _sync(directory: Path) -> None:
         os.fsync(number)
     finally:
         os.close(number)
-
-
-def _make_writable(_function: object, path: str, _error: object) -> None:
-    """Remove what an agent made read-only; what still resists is left for the next start."""
-    target = Path(path)
-    try:
-        target.parent.chmod(0o700)
-        if target.is_dir() and not target.is_symlink():
-            target.chmod(0o700)
-            shutil.rmtree(target, ignore_errors=True)
-        else:
-            target.unlink(missing_ok=True)
-    except OSError as error:
-        log.warning("cannot remove %s: %s", path, error, extra={"action": "clean"})

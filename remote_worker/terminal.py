@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from remote_worker.board import Board, Snapshot
-from remote_worker.log import TextFormatter
+from remote_worker.log import TextFormatter, visible
 
 _PER_S = 2.0
 _MAX_SAID = 60
@@ -54,7 +54,7 @@ def drawn(now: Snapshot) -> RenderableType:
     for job in now.jobs:
         beat = "-" if job.beat_s is None else f"{job.beat_s:.0f} s ago"
         said = "".join(c if c.isprintable() else " " for c in job.said)[:_MAX_SAID]
-        table.add_row(job.id, Text(job.type), f"{job.running_s:.0f} s", beat, Text(said))
+        table.add_row(job.id, Text(visible(job.type)), f"{job.running_s:.0f} s", beat, Text(said))
     troubles = [Text(f"! {one}", style="red") for one in now.troubles]
     return Group(Text(head, style="bold"), *([table] if now.jobs else []), *troubles)
 

@@ -5,6 +5,7 @@ whatever status, is no answer at all, and a redirect is never followed: the toke
 """
 
 import json
+import math
 import threading
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
@@ -27,6 +28,17 @@ CURSOR = "Bridge-Control-Cursor"
 _MAX_RETRY_AFTER_S = 600.0
 _AGAIN = frozenset({408, 425, 429})
 _SERVER_ERROR = 500
+
+
+class Session(requests.Session):
+    """One that follows no redirect and does not even look at where it leads.
+
+    To tell the next address requests would read the whole body, whatever its size, and fail on an
+    address that is none.
+    """
+
+    def get_redirect_target(self, resp: requests.Response) -> None:
+        """Return that there is none."""
 
 
 class Transport:
@@ -96,7 +108,7 @@ class Transport:
         """Return this thread's session: no .netrc, no environment, nothing but what we set."""
         session: requests.Session | None = getattr(self._local, "session", None)
         if session is None:
-            session = requests.Session()
+            session = Session()
             session.trust_env = False
             if self._proxy is not None:
                 session.proxies = {"http": self._proxy, "https": self._proxy}
@@ -153,4 +165,5 @@ def _retry_after(value: str | None) -> float:
             seconds = (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds()
         except (ValueError, TypeError):
             return 0.0
-    return min(max(seconds, 0.0), _MAX_RETRY_AFTER_S)
+    # NaN is less than nothing, and more than nothing neither.
+    return 0.0 if math.isnan(seconds) else min(max(seconds, 0.0), _MAX_RETRY_AFTER_S)

@@ -21,6 +21,8 @@ class Transcript:
     tell: Callable[[str, str, dict[str, object] | None], None]
     #: the workspace: paths below it are told as the repository knows them
     root: Path
+    #: takes secrets out, before anything is cut: half of one would not be known
+    clean: Callable[[object], object] = lambda value: value
     last_message: str | None = None
     #: why the turn failed, in Codex's words
     failure: str | None = None
@@ -34,7 +36,7 @@ class Transcript:
     def feed(self, line: bytes) -> None:
         """Take one line of stdout."""
         try:
-            event = json.loads(line)
+            event = self.clean(json.loads(line))
         except (ValueError, RecursionError):
             return
         if not isinstance(event, dict):

@@ -155,7 +155,7 @@ def _transcript(context: Context, workspace: ws.Workspace) -> Transcript:
         context.events.append(level, message, payload)
         context.progress(message)
 
-    return Transcript(tell=tell, root=workspace.repo)
+    return Transcript(tell=tell, root=workspace.repo, clean=context.redactor.value)
 
 
 def _environment(context: Context) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from remote_worker.errors import JobFailed
@@ -40,14 +40,16 @@ def command(context: Context) -> Outcome:
             f"this worker does not run {wish.argv[0]!r}; it runs: {', '.join(programs)}",
             error_type="program_not_allowed",
         )
-    stdin, place = context.directory / "stdin", context.directory / "work"
+    # What we write about the program lies one level up, where it could put nothing in its place.
+    inside = replace(context, directory=context.directory / "inside")
+    stdin, place = context.directory / "stdin", inside.directory / "work"
     stdin.write_text(wish.stdin, encoding="utf-8")
-    place.mkdir()
+    place.mkdir(parents=True)
     path = context.directory / LOG_NAME
     path.parent.mkdir()
     context.step(f"running {wish.argv[0]}")
     begun = time.monotonic()
-    code, tail = _run(context, wish, stdin=stdin, place=place, path=path)
+    code, tail = _run(inside, wish, stdin=stdin, place=place, path=path)
     seconds = time.monotonic() - begun
     if code != 0:
         raise JobFailed(

@@ -58,9 +58,12 @@ class _AddedLines:
         self._next(b"")
 
     def _line(self, line: bytes) -> None:
-        """Take one line: `+++ ` names the next file, any other `+` adds to it."""
-        if line.startswith(b"+++ "):
-            self._next(line[4:].strip())
+        """Take one line: `diff ` begins the next file, a `+` adds to it, also its name."""
+        if line.startswith(b"diff --git "):
+            self._next(line.rpartition(b" b/")[2].strip())
+        if line.startswith(b"new file mode "):
+            # Of an empty file nothing else is said.
+            self._scan.feed(self._name + b"\n")
         if line.startswith(b"+"):
             self._scan.feed(line[1:])
 
@@ -150,6 +153,10 @@ def _is_git(part: str) -> bool:
 
 def _leads_away(path: str, target: str) -> str | None:
     """Return what is wrong with a link, or None."""
+    after = target.lstrip("./") if target.startswith(".") else target
+    if ".." in after.split("/"):
+        # Behind a name that is a link itself, it leads elsewhere than it reads.
+        return "has a link that goes up again"
     where = posixpath.normpath(posixpath.join(posixpath.dirname(path), target))
     if target.startswith("/") or where == ".." or where.startswith("../"):
         return "has a link that leads out of the repository"

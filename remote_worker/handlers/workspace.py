@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from remote_worker import trees
 from remote_worker.errors import JobFailed, WorkerError
 from remote_worker.git import Git, GitFailed
 from remote_worker.handlers.clone_cache import CloneCache
@@ -125,7 +126,7 @@ def prepare(
     try:
         _check_out(git, repository, base=base, repo=repo, commit=commit, branch=start.branch)
     except GitFailed as error:
-        shutil.rmtree(repo, ignore_errors=True)
+        trees.remove(repo)
         kind = error.limit or "checkout_failed"
         raise JobFailed(f"checkout failed: {error}", error_type=kind) from None
     return Workspace(repo=repo, base_git=base, base_commit=commit, branch=start.branch)
@@ -145,7 +146,7 @@ def _not_cloned(repository: Repository, error: GitFailed, base: Path) -> JobFail
 def discard(workspace: Workspace) -> None:
     """Give back the room of a workspace nobody will look into again."""
     for path in (workspace.repo, workspace.base_git):
-        shutil.rmtree(path, ignore_errors=True)
+        trees.remove(path)
 
 
 def _short(ref: str) -> str:
@@ -226,7 +227,7 @@ def collect(git: Git, workspace: Workspace, *, directory: Path, patch: Path) -> 
     """
     try:
         return _collect(git, workspace, directory=directory, patch=patch)
-    except (GitFailed, OSError) as error:
+    except (GitFailed, OSError, RecursionError) as error:
         raise CollectFailed(f"the changes could not be collected: {error}") from error
 
 
@@ -270,7 +271,8 @@ def _unnest(repo: Path, attic: Path) -> int:
     for folder, folders, files in os.walk(repo, followlinks=False):
         for name in [name for name in (*folders, *files) if name.casefold() == ".git"]:
             if Path(folder) == repo and name == ".git":
-                folders.remove(name)
+                # It may be a file by now; git reads neither.
+                folders[:] = [one for one in folders if one != name]
                 continue
             attic.mkdir(exist_ok=True)
             Path(folder, name).rename(attic / str(moved))

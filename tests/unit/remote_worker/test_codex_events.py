@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from remote_worker.handlers.codex_events import Transcript
+from remote_worker.redact import Redactor
 
 Told = list[tuple[str, str, dict[str, object] | None]]
 
@@ -145,3 +146,13 @@ def test_a_sandbox_that_starts_nothing_is_noticed(
     assert transcript.nothing_started is blocked
     if blocked:
         assert transcript.refusal == BWRAP.strip()
+
+
+def test_no_half_of_a_secret_is_told(told: Told) -> None:
+    transcript = Transcript(
+        tell=lambda level, text, payload: told.append((level, text, payload)),
+        root=Path("/w"), clean=Redactor(["s3cr3t-s3cr3t"]).value,
+    )  # fmt: skip
+    text = "x" * 1990 + "s3cr3t-s3cr3t"
+    feed(transcript, {"type": "item.completed", "item": item("agent_message", text=text)})
+    assert "s3c" not in told[0][1]

@@ -85,3 +85,17 @@ def test_what_fails(
     held = do(*programs, **payload)
     assert (held.ended, held.report["errorType"]) == ("fail", error_type)
     assert held.report["retryable"] is False
+
+
+def test_a_program_cannot_put_another_file_in_its_logs_place(do: Do, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "command.log").write_text("another job's")
+    code = (
+        "import os, pathlib, shutil; here = pathlib.Path.cwd().parent\n"
+        "shutil.rmtree(here / 'logs', ignore_errors=True)\n"
+        f"os.symlink({str(other)!r}, here / 'logs')"
+    )
+    held = do(sys.executable, argv=[sys.executable, "-c", code])
+    assert held.ended == "complete"
+    assert held.artifacts["logs/command.log"]["text"] == ""

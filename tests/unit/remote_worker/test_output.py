@@ -35,6 +35,13 @@ def test_the_file_and_the_tail_have_no_secrets_but_the_listener_sees_the_line() 
     assert lines == [b"key s3cr3t-s3cr3t"]
 
 
+def test_no_half_of_a_secret_is_in_the_tail() -> None:
+    log = Log(io.BytesIO(), redactor=Redactor([SECRET]), limit=10_000)
+    log.write(STDOUT, SECRET.encode() + b"x" * 395 + b"\n")
+    log.close()
+    assert log.tail == "cted]" + "x" * 395
+
+
 def test_a_full_log_says_so_once_and_the_tail_goes_on() -> None:
     file = io.BytesIO()
     log = Log(file, redactor=Redactor(), limit=1000)

@@ -356,6 +356,9 @@ def test_the_rules_of_paths(head: str, path: str, why: str | None) -> None:
         ("a/b/link", "../../c", True),
         ("a/b/link", "../../../c", False),
         ("link", "a/../..", False),
+        ("link", "a/b/../..", False),
+        ("link", "./../..a/x", False),
+        ("a/link", "../.b/c", True),
         ("link", "/", False),
         ("link", "a/.Git/x", False),
         ("link", "x" * 5000, False),
@@ -369,6 +372,7 @@ SECRETS = {
     "text": '(here / "s.txt").write_text("x = ghp_" + "Zz9" * 12)',
     "binary": '(here / "s.bin").write_bytes(b"\\0\\1ghp_" + b"Zz9" * 12 + b"\\0")',
     "a name": '(here / ("ghp_" + "Zz9" * 12)).write_text("x")',
+    "the name of nothing": '(here / ("ghp_" + "Zz9" * 12)).touch()',
     "the worker's own": '(here / "s.txt").write_text("%(token)s")',
     "one long line": '(here / "s.txt").write_text("x" * 3000000 + "ghp_" + "Zz9" * 12)',
 }

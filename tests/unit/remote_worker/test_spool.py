@@ -74,3 +74,22 @@ def test_two_grants_of_a_job_disturb_each_other_in_nothing(spool: Spool) -> None
     assert first != second
     spool.drop(JOB)
     assert second.exists()
+
+
+def test_a_directory_deeper_than_calls_go_is_cleared_away(spool: Spool, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "kept").write_text("x")
+    deep = spool.directory(JOB)
+    (deep / "0").mkdir()
+    (deep / "link").symlink_to(outside)
+    (deep / "shut").mkdir(mode=0o000)
+    for _ in range(1200):
+        above = deep.with_name("above")
+        above.mkdir()
+        deep.rename(above / "0")
+        above.rename(deep)
+    (tmp_path / "jobs" / "linked").symlink_to(outside)
+    assert list(spool.left()) == []
+    assert list((tmp_path / "jobs").iterdir()) == []
+    assert (outside / "kept").exists()

@@ -110,7 +110,14 @@ def test_another_token_is_refused(edge: FakeEdge) -> None:
 
 @pytest.mark.parametrize(
     "value,low,high",
-    [("7", 7, 7), ("-3", 0, 0), ("soon", 0, 0), ("99999", 600, 600), ("date", 20, 30)],
+    [
+        ("7", 7, 7),
+        ("-3", 0, 0),
+        ("soon", 0, 0),
+        ("nan", 0, 0),
+        ("99999", 600, 600),
+        ("date", 20, 30),
+    ],
 )
 def test_retry_after(wire: Wire, edge: FakeEdge, value: str, low: float, high: float) -> None:
     if value == "date":
@@ -179,4 +186,13 @@ def test_a_flood_is_cut(wire: Wire, edge: FakeEdge, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("remote_worker.transport._MAX_ANSWER", 1000)
     edge.instead("/claim", Answer(body=b" " * 100_000))
     with pytest.raises(Unanswered, match="more than"):
+        claim(wire)
+    edge.instead("/claim", Answer(302, b" " * 100_000, (("Location", f"{edge.url}/x"),)))
+    with pytest.raises(Unanswered, match="more than"):
+        claim(wire)
+
+
+def test_a_redirect_to_nowhere_is_no_answer(wire: Wire, edge: FakeEdge) -> None:
+    edge.instead("/claim", Answer(302, b"{}", (("Location", "http://["),)))
+    with pytest.raises(Unanswered):
         claim(wire)

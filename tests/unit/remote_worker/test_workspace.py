@@ -1,6 +1,7 @@
 """Clones and patches, with real git, in workspaces that mean harm (attacks 101, 102, 104, 105)."""
 
 import os
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -370,6 +371,16 @@ def test_a_workspace_replaced_by_a_link_is_not_followed(
     workspace.repo.symlink_to("/etc")
     with pytest.raises(ws.CollectFailed):
         collect(workspace)
+
+
+def test_a_git_directory_replaced_by_a_file_is_none(
+    prepare: Callable[..., ws.Workspace], collect: Callable[[ws.Workspace], ws.Changes]
+) -> None:
+    workspace = prepare()
+    shutil.rmtree(workspace.repo / ".git")
+    (workspace.repo / ".git").write_text("gitdir: /nowhere\n")
+    (workspace.repo / "new").write_text("x")
+    assert collect(workspace).files == ["new"]
 
 
 @pytest.mark.parametrize("what", ["missing", "garbage", "link", "fifo"])
