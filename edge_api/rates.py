@@ -31,14 +31,22 @@ class Sort(StrEnum):
     """Calls that are counted together."""
 
     CLAIM = "claim"
+    HEARTBEAT = "heartbeat"
+    END = "end"
     EVENTS = "events"
     UPLOAD = "upload"
     OTHER = "other"
 
 
-#: by endpoint; what keeps and ends leases is not in it
+#: by endpoint; heartbeats without end keep no lease from ending, and the other way round
 SORTS: Final = {
     "leases.claim": Sort.CLAIM,
+    "leases.heartbeat": Sort.HEARTBEAT,
+    "leases.complete": Sort.END,
+    "leases.complete_many": Sort.END,
+    "leases.fail": Sort.END,
+    "leases.release": Sort.END,
+    "leases.cancel_ack": Sort.END,
     "events.events": Sort.EVENTS,
     "artifacts.upload": Sort.UPLOAD,
 }

@@ -92,7 +92,7 @@ def test_200_jobs_while_bridge_edge_and_beat_are_killed(
 def test_a_worker_killed_in_mid_job_is_replaced_by_another(
     process: Callable[..., Process], tmp_path: Path
 ):
-    """The lease runs out, the job is offered again and completes on a second worker."""
+    """The lease ends, the job is offered again and completes as its second attempt."""
     root = Path(__file__).resolve().parents[2]
     standin = root / "deploy" / "demo" / "standin_codex.py"
     from deploy.demo import repository  # noqa: PLC0415
@@ -127,7 +127,8 @@ def test_a_worker_killed_in_mid_job_is_replaced_by_another(
         assert sent.get(timeout=60)["changedFiles"]
     log = [e["message"] for e in stack.operator.get(f"/jobs/{sent.id}/events")["items"]]
     assert log.count("Job claimed") == 2
-    assert log.count("Lease expired") == 1
+    # who is first: the end of the lease, or the worker that runs again and reports what it left
+    assert log.count("Lease expired") + log.count("Job failed (retryable)") == 1
     assert stack.process.terminate(timeout=60) == 0
 
 

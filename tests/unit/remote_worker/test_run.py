@@ -104,7 +104,8 @@ def test_the_first_heartbeat_is_before_everything_and_the_last_after(
 
     edge.instead("/upload", error_page(502), times=3)
     world.run(held, slow).run()
-    assert before == [1]
+    # on a busy machine there may be more of them by then
+    assert before[0] >= 1
     paths = [call.path.rpartition("/")[2] for call in edge.calls]
     assert paths[0] == "heartbeat"
     assert paths[-1] in ("complete", "heartbeat")
