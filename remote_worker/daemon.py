@@ -20,6 +20,7 @@ from remote_worker.errors import Refused
 from remote_worker.handlers.context import Handler
 from remote_worker.job import Job, Standing, Welcome
 from remote_worker.lease import Terms, interval_s
+from remote_worker.leftovers import Leftovers
 from remote_worker.redact import Redactor
 from remote_worker.run import JobRun
 from remote_worker.settings import Settings
@@ -82,8 +83,12 @@ class Daemon:
         #: how the jobs so far ended here
         self.endings: Counter[str] = Counter()
         self._exit = EXIT_OK
-        #: what an earlier daemon left is still being reported
-        self._replaying = True
+        self._leftovers = Leftovers(
+            spool,
+            send=lambda job, report: self._job_run(job).replay(report),
+            rest=self.slots.rest,
+            done=self._replayed,
+        )
         self._wake, self._waker = os.pipe()
         os.set_blocking(self._waker, False)
 
@@ -121,11 +126,12 @@ class Daemon:
             if limit is not None and quiet_s >= limit:
                 self._forward(State.STOPPING, "drained long enough")
             left = claims.is_alive() and quiet_s < _CLAIM_GRACE_S
-            if not left and not self.slots.running() and not self._replaying:
+            if not left and not self.slots.running() and self._leftovers.tried:
                 if self._control is not None:
                     self._control.stop()
                 log.info("ended", extra={"action": "ended", "jobs": self.slots.taken})
-                return self._exit
+                unsaid = self._exit == EXIT_OK and self._leftovers.unsaid
+                return EXIT_UNREPORTED if unsaid else self._exit
 
     def drain(self) -> None:
         """Obey a heartbeat that says so: be held where orders come that end it, else go quiet."""
@@ -142,7 +148,7 @@ class Daemon:
         ready, _, _ = select.select([self._wake], [], [], _IDLE_TICK_S if asleep else _TICK_S)
         for _ in range(os.read(self._wake, 64).count(_SIGNALLED) if ready else 0):
             self._forward(State(min(self.slots.state + 1, State.STOPPING)), "signal")
-        if limit is not None and not self._replaying and self.slots.idle_s() >= limit:
+        if limit is not None and self._leftovers.tried and self.slots.idle_s() >= limit:
             self._forward(State.QUIET, "idle")
 
     def _on_signal(self, _number: int, _frame: object) -> None:
@@ -189,7 +195,7 @@ class Daemon:
     def _claim_loop(self) -> None:
         """Claim as long as the daemon runs; every way out of here drains it."""
         try:
-            self._replay()
+            self._leftovers.start()
             self.claiming.run()
         except Refused as no:
             log.error("the edge refuses this worker: %s", no, extra={"action": "refused"})  # noqa: TRY400 - no bug
@@ -200,18 +206,10 @@ class Daemon:
         finally:
             self._forward(State.QUIET, "no more claims")
 
-    def _replay(self) -> None:
-        """Report what an earlier daemon finished and could not report."""
-        try:
-            for job, report in self._spool.left():
-                about = {"action": "replay", "job_id": job.id}
-                log.info("left behind: %s", report.ending, extra=about)
-                if not self._job_run(job).replay(report):
-                    self._unreported()
-        finally:
-            self.slots.touch()
-            self._replaying = False
-            self._nudge(_LOOK)
+    def _replayed(self) -> None:
+        """Count idleness from when what an earlier daemon left has been tried."""
+        self.slots.touch()
+        self._nudge(_LOOK)
 
     def _start(self, job: Job) -> None:
         """Give a job a thread, or give it back when it came too late."""
@@ -221,7 +219,7 @@ class Daemon:
             if self._control is not None:
                 self._control.look()
         elif not run.give_back():
-            self._unreported()
+            self._leftovers.keep(job)
 
     def _run_job(self, run: JobRun) -> None:
         """Run one job in its thread."""
@@ -232,15 +230,10 @@ class Daemon:
             log.exception("a job's thread failed", extra={"action": "bug", "job_id": run.job.id})
         finally:
             if not done:
-                self._unreported()
+                self._leftovers.keep(run.job)
             self.endings[run.ending] += 1
             self.slots.leave(run)
             self._nudge(_LOOK)
-
-    def _unreported(self) -> None:
-        """Remember in the exit code that something is left unsaid."""
-        if self._exit == EXIT_OK:
-            self._exit = EXIT_UNREPORTED
 
     def _job_run(self, job: Job) -> JobRun:
         """Put a job's run together."""

@@ -68,6 +68,13 @@ class Reporter:
         try:
             ids = {a.name: self._upload(job, a, give_up) for a in report.artifacts}
             self._say(job, report, ids, give_up=give_up)
+        except OSError as gone:
+            # Somebody cleaned up here; without its files it is not the work that was done.
+            failure = replace(
+                report, ending=Ending.FAIL, text=f"a file of the job is gone: {gone.strerror}",
+                error_type="artifact_lost", retryable=True, artifacts=(),
+            )  # fmt: skip
+            self._deliver(job, failure, give_up=give_up)
         except Refused as no:
             if no.status == _UNAUTHORIZED:
                 # A credential can be mended, and then the spool is read again.

@@ -120,12 +120,13 @@ class Slots:
             self._active.remove(run)
             self._changed.notify_all()
 
-    def rest(self, seconds: float, *, until: Callable[[], bool] = lambda: False) -> None:
-        """Wait, unless the daemon is to end or something else comes true."""
+    def rest(self, seconds: float, *, until: Callable[[], bool] = lambda: False) -> bool:
+        """Wait, unless the daemon is to end or something else comes true; say whether to go on."""
         with self._changed:
             self._changed.wait_for(
                 lambda: self.state is not State.RUNNING or until(), timeout=seconds
             )
+            return self.state is State.RUNNING
 
     def _over(self) -> bool:
         """Say whether nothing will be claimed any more; the lock is held."""

@@ -9,7 +9,6 @@ import fcntl
 import json
 import logging
 import os
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -104,9 +103,19 @@ class Spool:
         (self._reports / f"{_name(job)}.json").unlink(missing_ok=True)
         trees.remove(self._jobs / _name(job))
 
-    def left(self) -> Iterator[tuple[Job, Report]]:
-        """Yield what earlier daemons could not report, and clear away all else they left."""
-        kept = set()
+    def report(self, job: Job) -> Report | None:
+        """Return what is written down of a job; None when there is nothing that can be read."""
+        try:
+            return _read(self._reports / f"{_name(job)}.json")[1]
+        except (OSError, ValueError, TypeError, KeyError):
+            return None
+
+    def left(self) -> list[tuple[Job, Report]]:
+        """Return what earlier daemons could not report, and clear away all else they left.
+
+        For the start alone: what belongs to no report might be a job's that runs.
+        """
+        found = {}
         for path in sorted(self._reports.glob("*.json")):
             try:
                 job, report = _read(path)
@@ -114,11 +123,11 @@ class Spool:
                 log.warning("unreadable report %s: %s", path, error, extra={"action": "replay"})
                 path.unlink()
                 continue
-            kept.add(_name(job))
-            yield job, report
+            found[_name(job)] = (job, report)
         for path in self._jobs.iterdir():
-            if path.name not in kept:
+            if path.name not in found:
                 trees.remove(path)
+        return list(found.values())
 
 
 def _name(job: Job) -> str:

@@ -8,7 +8,7 @@ import pytest
 
 from tests import lossy as fates
 from tests.contract.edge.conftest import Caller, Edge
-from tests.faults.worker.conftest import Start
+from tests.faults.worker.conftest import WORKER, Start
 from tests.faults.worker.test_network import alive, running_child
 from tests.lossy import Lossy
 from tests.processes import until
@@ -59,6 +59,37 @@ def test_finished_work_of_a_killed_daemon_is_reported_by_the_next(
     assert [one["name"] for one in user.get(f"/jobs/{job['id']}/artifacts").json["items"]] == [
         "made.txt"
     ]
+    assert [*spool.iterdir(), *(tmp_path / "work" / "jobs").iterdir()] == []
+
+
+@pytest.mark.parametrize("stands", [True, False], ids=["its lease stands", "its lease is gone"])
+def test_an_edge_that_is_away_while_the_daemon_dies_hears_of_finished_work_when_it_is_back(
+    start: Start, lossy: Lossy, edge: Edge, user: Caller, tmp_path: Path, *, stands: bool
+) -> None:
+    gate = tmp_path / "gate"
+    job = user.post("/jobs", {"type": "child", "payload": {"gate": str(gate), "n": 7}}).json
+    first = start(lease_seconds=120)
+    until(lambda: running_child(tmp_path), 60, what="the child runs")
+    lossy.fate = lambda _verb, _n: fates.BUSY
+    gate.touch()
+    spool = tmp_path / "work" / "spool"
+    [record] = until(lambda: [p for p in spool.glob("*.json") if ending(p) == "complete"], 60)
+    first.kill()
+    if not stands:
+        lease = json.loads(record.read_text())["job"]["lease_id"]
+        lost = {"leaseId": lease, "errorMessage": "lost", "retryable": True}
+        assert edge.worker(WORKER).say(job["id"], "fail", **lost).status_code == 200
+    # whoever starts it now is told so, and nothing is forgotten over it
+    assert start().wait(60) == 3
+    lossy.fate = lambda _verb, _n: None
+    said = len(lossy.calls)
+    assert start(idle_exit=0.1, types="echo").wait(60) == 0
+    done = user.get(f"/jobs/{job['id']}").json
+    told = {"upload", "complete", "fail", "release"} & set(lossy.calls[said:])
+    if stands:
+        assert (done["status"], done["attempt"], done["result"]) == ("succeeded", 1, {"n": 7})
+    else:
+        assert (done["status"], done["attempt"], told) == ("queued", 2, set())
     assert [*spool.iterdir(), *(tmp_path / "work" / "jobs").iterdir()] == []
 
 

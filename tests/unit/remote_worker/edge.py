@@ -72,6 +72,8 @@ class FakeEdge:
         self.waiting: list[JSON] = []
         self.replay: dict[str, JSON] = {}
         self.drain = False
+        #: nothing is answered but by a proxy that says so
+        self.silent = False
         self.features = ["release"]
         #: cursor and list of orders, once the edge gives any
         self.orders: JSON = {"cursor": 0, "orders": []}
@@ -120,6 +122,11 @@ class FakeEdge:
         with self._lock:
             self._instead.append((path, answer, times))
 
+    def forgive(self) -> None:
+        """Answer as an edge does from now on."""
+        with self._lock:
+            self._instead.clear()
+
     def asked(self, path: str) -> list[Call]:
         """Return the requests whose path ends so."""
         with self._lock:
@@ -139,6 +146,8 @@ class FakeEdge:
         """Do what is asked and return the answer."""
         with self._changed:
             self.calls.append(call)
+            if self.silent:
+                return error_page(502)
             special = self._special(call.path)
             if special is not None and not special.cut:
                 return special

@@ -9,7 +9,7 @@ import pytest
 from remote_worker import claiming
 from remote_worker import daemon as module
 from remote_worker.client import Client
-from remote_worker.daemon import EXIT_ERROR, EXIT_OK, EXIT_REFUSED, Daemon
+from remote_worker.daemon import EXIT_ERROR, EXIT_OK, EXIT_REFUSED, EXIT_UNREPORTED, Daemon
 from remote_worker.errors import Interrupted, Interruption
 from remote_worker.handlers.context import Context, Handler, Outcome
 from remote_worker.job import Welcome
@@ -48,6 +48,8 @@ def make(client: Client, make_settings: Callable[..., Settings]) -> Iterator[Mak
     ) -> Daemon:
         settings = make_settings(types=("echo",), **more)
         settings.work_dir.mkdir(exist_ok=True)
+        for earlier in spools:
+            earlier.close()
         spools.append(Spool(settings.work_dir))
         spools[-1].open()
         return Daemon(
@@ -249,6 +251,39 @@ def test_a_deaf_edge_is_asked_until_it_answers(make: Make, edge: FakeEdge) -> No
     assert make(max_jobs=1).run() == EXIT_OK
     assert held.ended == "complete"
     assert len({call.headers["Idempotency-Key"] for call in edge.asked("/claim")}) == 1
+
+
+def test_what_could_not_be_said_in_its_time_is_said_later(
+    make: Make, edge: FakeEdge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("remote_worker.report.DELIVER_FOR_S", 0.0)
+    monkeypatch.setattr("remote_worker.leftovers._AGAIN_S", 0.05)
+    edge.instead("/complete", error_page(503), times=3)
+    held = edge.offer("echo")
+
+    def end() -> None:
+        until(lambda: held.ended)
+        signal.raise_signal(signal.SIGTERM)
+
+    behind(end)
+    daemon = make()
+    assert daemon.run() == EXIT_OK
+    assert held.ended == "complete"
+    assert daemon.endings == {"complete": 1}
+
+
+def test_what_is_still_unsaid_at_the_end_is_an_exit_code(
+    make: Make, edge: FakeEdge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("remote_worker.report.DELIVER_FOR_S", 0.0)
+    edge.instead("/complete", error_page(503), times=9)
+    held = edge.offer("echo")
+    assert make(max_jobs=1).run() == EXIT_UNREPORTED
+    assert held.ended is None
+    # the next one says it, before it is idle for long enough to end
+    edge.forgive()
+    assert make(idle_exit_s=0.0).run() == EXIT_OK
+    assert held.ended == "complete"
 
 
 def test_a_bug_in_the_claim_loop_ends_the_daemon_with_an_error(

@@ -251,6 +251,52 @@ def test_an_edge_that_is_away_for_long_keeps_the_report_in_the_spool(
     assert "log" in names
 
 
+@pytest.mark.parametrize("stands", [True, False], ids=["its lease stands", "its lease is gone"])
+def test_an_edge_that_is_away_for_half_an_hour_hears_of_it_when_it_is_back(
+    world: World, edge: FakeEdge, monkeypatch: pytest.MonkeyPatch, *, stands: bool
+) -> None:
+    held = edge.offer("echo")
+    back = 1800.0
+    seen: list[str | None] = []
+
+    def away(seconds: float, _hurry: object) -> None:
+        """Let the time pass by, and the edge come back after half an hour."""
+        world.now += seconds
+        seen.append(job_run.lease.interruption())
+        if world.now >= back and edge.silent:
+            held.lost = not stands
+            edge.silent = False
+
+    def finish(context: Context) -> Outcome:
+        edge.silent = True
+        return work(context)
+
+    monkeypatch.setattr(
+        world.client, "_pace", type(world.client._pace)(sleep=away, draw=lambda _low, high: high)
+    )
+    job_run = world.run(held, finish)
+    assert job_run.run()
+    # the lease ran out by our own clock long before, and finished work waits for the edge's word
+    assert seen[0] is None
+    assert Interruption.LEASE_LOST in seen
+    assert back <= world.now < back + 60
+    assert held.ended == ("complete" if stands else None)
+    assert bool(held.artifacts) == stands
+    assert world.left() == []
+
+
+def test_a_report_whose_files_are_gone_is_a_failure_for_another_try(
+    world: World, edge: FakeEdge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = edge.offer("echo")
+    leave_behind(world, held, edge, monkeypatch)
+    [(_, report)] = world.spool.left()
+    report.artifacts[0].path.unlink()
+    assert world.run(held, {}).replay(report)
+    assert (held.ended, held.report["errorType"]) == ("fail", "artifact_lost")
+    assert held.report["retryable"] is True
+
+
 def leave_behind(world: World, held: Held, edge: FakeEdge, monkeypatch: pytest.MonkeyPatch) -> None:
     """End as a daemon that was killed between the spool and the report."""
     with monkeypatch.context() as patch:
@@ -264,7 +310,7 @@ def test_the_next_daemon_reports_what_was_finished(
 ) -> None:
     held = edge.offer("echo")
     leave_behind(world, held, edge, monkeypatch)
-    [(job, report)] = list(world.spool.left())
+    [(job, report)] = world.spool.left()
     assert world.run(held, {}).replay(report)
     assert job.lease_id == held.job["leaseId"]
     assert held.ended == "complete"
@@ -279,7 +325,7 @@ def test_the_next_daemon_reports_nothing_under_a_lost_lease(
     held = edge.offer("echo")
     leave_behind(world, held, edge, monkeypatch)
     held.lost = True
-    [(_, report)] = list(world.spool.left())
+    [(_, report)] = world.spool.left()
     asked = len(edge.calls)
     assert world.run(held, {}).replay(report)
     assert [call.path.rpartition("/")[2] for call in edge.calls[asked:]] == ["heartbeat"]
@@ -291,11 +337,11 @@ def test_an_edge_that_is_away_at_the_start_leaves_the_report_where_it_is(
 ) -> None:
     held = edge.offer("echo")
     leave_behind(world, held, edge, monkeypatch)
-    [(_, report)] = list(world.spool.left())
+    [(_, report)] = world.spool.left()
     monkeypatch.setattr("remote_worker.lease._TAKE_UP_S", 0.0)
     edge.instead("/heartbeat", error_page(502), times=9)
     assert not world.run(held, {}).replay(report)
-    assert len(list(world.spool.left())) == 1
+    assert len(world.spool.left()) == 1
 
 
 def test_a_report_is_on_the_disk_before_it_is_sent(
@@ -350,7 +396,7 @@ def test_a_refused_credential_leaves_the_report_for_a_mended_one(
     edge.instead("/complete", refusal(401, "worker_auth_failed"), times=9)
     assert not world.run(held, work).run()
     assert held.ended is None
-    assert len(list(world.spool.left())) == 1
+    assert len(world.spool.left()) == 1
 
 
 def test_events_that_are_not_taken_cost_the_job_nothing(world: World, edge: FakeEdge) -> None:

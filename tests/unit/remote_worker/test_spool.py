@@ -30,10 +30,10 @@ def test_a_report_comes_back_as_it_was(spool: Spool) -> None:
         references={"log": "logs/x"},
     )
     spool.put(JOB, report)
-    assert list(spool.left()) == [(JOB, report)]
+    assert spool.left() == [(JOB, report)]
     assert (directory / "log").exists()
     spool.drop(JOB)
-    assert list(spool.left()) == []
+    assert spool.left() == []
     assert not directory.exists()
 
 
@@ -43,7 +43,7 @@ def test_what_belongs_to_no_report_is_cleared_away(spool: Spool, tmp_path: Path)
     (crashed / "deep" / "file").write_text("x")
     (crashed / "deep" / "file").chmod(0o400)
     (crashed / "deep").chmod(0o500)
-    assert list(spool.left()) == []
+    assert spool.left() == []
     assert list((tmp_path / "jobs").iterdir()) == []
 
 
@@ -55,7 +55,7 @@ def test_a_report_that_cannot_be_read_does_not_stop_the_daemon(
 ) -> None:
     (tmp_path / "spool" / "j1.3.json").write_text(text)
     (tmp_path / "spool" / "j2.1.tmp").write_text("half a draft")
-    assert list(spool.left()) == []
+    assert spool.left() == []
     assert not (tmp_path / "spool" / "j1.3.json").exists()
 
 
@@ -90,6 +90,6 @@ def test_a_directory_deeper_than_calls_go_is_cleared_away(spool: Spool, tmp_path
         deep.rename(above / "0")
         above.rename(deep)
     (tmp_path / "jobs" / "linked").symlink_to(outside)
-    assert list(spool.left()) == []
+    assert spool.left() == []
     assert list((tmp_path / "jobs").iterdir()) == []
     assert (outside / "kept").exists()
