@@ -18,6 +18,15 @@ REPR_MAX: Final = 1024
 WORKER_LOST: Final = "celery.exceptions.WorkerLostError"
 REJECTED: Final = "celery.exceptions.InvalidTaskError"
 REMOTE_ERROR: Final = "drawbridge.RemoteJobError"
+#: state of a running task whose worker says how far it is, unless it names another
+PROGRESS: Final = "PROGRESS"
+#: Celery's own states: what a worker's progress may not be called
+CELERY_STATES: Final = frozenset(
+    {
+        "PENDING", "RECEIVED", "STARTED", "SUCCESS", "FAILURE", "REVOKED", "RETRY", "REJECTED",
+        "IGNORED",
+    },
+)  # fmt: skip
 
 #: one outbox row: kind and data
 Row = tuple[str, dict[str, Json]]
@@ -65,6 +74,16 @@ def granted(job: Job, at: datetime) -> list[Row]:
     """Say that a worker has started it."""
     state = {"state": "STARTED", "worker": job.claimed_by, "retries": celery_retries(job)}
     return [("state", state), _event("task-started", job.claimed_by, {}, at)]
+
+
+def progressed(job: Job, progress: Mapping[str, Json]) -> list[Row]:
+    """Say how far it is, as ``update_state`` of an ordinary task does; no event goes with that."""
+    meta = {name: progress.get(name) for name in ("percent", "message")}
+    state = {
+        "state": progress.get("state") or PROGRESS, "worker": job.claimed_by,
+        "retries": celery_retries(job), "meta": meta | (progress.get("meta") or {}),
+    }  # fmt: skip
+    return [("state", state)]
 
 
 def succeeded(

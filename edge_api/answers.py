@@ -39,6 +39,8 @@ class ProgressSchema(Answer):
 
     percent = fields.Float(allow_none=True)
     message = fields.String(allow_none=True)
+    state = fields.String(allow_none=True)
+    meta = fields.Dict(keys=fields.String(), allow_none=True)
 
 
 class JobSchema(Answer):

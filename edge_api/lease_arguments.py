@@ -7,11 +7,13 @@ from typing import Any, Final
 import marshmallow as ma
 from marshmallow import fields, validate
 
+from broker.effects import CELERY_STATES
 from edge_api.arguments import KIB, WAIT_MAX_S, Args, HolderArgs, WorkerArgs
 from edge_api.fields import LEASE_ID, Flag, Int, Prose, Seconds, Word, Words, json_size
 
 LEASE_MAX_S: Final = 3600
 CHECKPOINT_MAX: Final = 64 * KIB
+META_MAX: Final = 4 * KIB
 
 
 class ClaimNextArgs(Args):
@@ -41,6 +43,27 @@ class ProgressArgs(Args):
 
     percent = Seconds(allow_none=True, load_default=None, validate=validate.Range(0, 100))
     message = fields.String(allow_none=True, load_default=None, validate=validate.Length(max=1000))
+    state = fields.String(
+        allow_none=True,
+        load_default=None,
+        validate=[
+            validate.Regexp(r"[A-Z][A-Z0-9_]{0,63}\Z"),
+            validate.NoneOf(sorted(CELERY_STATES), error="Is one of Celery's own states."),
+        ],
+        metadata={"description": "for Celery; PROGRESS unless named"},
+    )
+    meta = fields.Dict(
+        keys=fields.String(),
+        allow_none=True,
+        load_default=None,
+        metadata={"description": "for Celery, beside percent and message"},
+    )
+
+    @ma.validates("meta")
+    def is_small(self, value: Any, **_kwargs: Any) -> None:
+        """Refuse what is too large to be written again and again."""
+        if json_size(value) > META_MAX:
+            raise ma.ValidationError(f"Larger than {META_MAX} bytes.")
 
 
 class HeartbeatArgs(HolderArgs):

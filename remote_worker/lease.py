@@ -106,9 +106,11 @@ class Lease:
         if self._thread is not None:
             self._thread.join()
 
-    def progress(self, message: str, percent: float | None = None) -> None:
-        """Let the next heartbeat say how far the work is."""
-        self._progress = {"message": message, "percent": percent}
+    def progress(
+        self, message: str, percent: float | None = None, more: Mapping[str, object] | None = None
+    ) -> None:
+        """Let the next heartbeat say how far the work is, and ``more`` for Celery alone."""
+        self._progress = {"message": message, "percent": percent, **(more or {})}
 
     @property
     def said(self) -> str:

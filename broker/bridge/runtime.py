@@ -7,6 +7,7 @@ import secrets
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, Self
 
 import redis
@@ -31,6 +32,7 @@ from broker.errors import ConfigurationError, ReservationsUnavailable
 from broker.files import ArtifactStore
 from broker.ledger.engine import Ledger
 from broker.orders import OrderBook
+from broker.progress import tell_progress
 from broker.queue import JobQueue
 from broker.reservations.keys import BEAT, QUEUE_NAME
 from broker.reservations.store import Reservations
@@ -47,6 +49,8 @@ LOOK_S: Final = 0.5
 REVOKE_S: Final = 0.05
 #: between looks at how long Celery was not told
 WATCH_S: Final = 5.0
+#: between looks at how far running jobs are: what is said of one in between is told once
+PROGRESS_S: Final = 1.0
 #: a nudge looks at the outbox only when the loop is this late
 LATE_S: Final = 2.0
 #: rows a nudge relays at most: this many takes
@@ -206,9 +210,10 @@ class Bridge:
         relaying = Loop("relay", relay.step)
         self._last_words += [self.fleet.leave, self._mailbox.close]
         return [
-            Loop("fleet", self._fleet_step),
-            Loop("mailbox", self._mailbox_step),
-            Loop("revokes", self._revokes_step),
+            _every(LOOK_S, "fleet", self.fleet.step),
+            _every(0.0, "mailbox", self._mailbox.listen),
+            _every(REVOKE_S, "revokes", self.revokes.step),
+            _every(PROGRESS_S, "progress", self._tell_progress),
             *(self._duty(name) for name in ("expire_leases", "release_due_retries")),
             *(self._duty(name) for name in ("reconcile", "prune")),
             relaying,
@@ -235,33 +240,13 @@ class Bridge:
     def _watch(self, relay: Relay) -> Loop:
         warn_s = self.settings.bridge.outbox_warn_s
         watch = OutboxWatch(relay.behind_s, warn_s=warn_s, monotonic=time.monotonic)
-
-        def step() -> float:
-            watch.look()
-            return WATCH_S
-
-        return Loop("outbox", step)
+        return _every(WATCH_S, "outbox", watch.look)
 
     def _duty(self, name: str) -> Loop:
-        every_s = maintenance.EVERY_S[name]
+        return _every(maintenance.EVERY_S[name], name, partial(self.work, name))
 
-        def step() -> float:
-            self.work(name)
-            return every_s
-
-        return Loop(name, step)
-
-    def _fleet_step(self) -> float:
-        self.fleet.step()
-        return LOOK_S
-
-    def _mailbox_step(self) -> float:
-        self._mailbox.listen()
-        return 0.0
-
-    def _revokes_step(self) -> float:
-        self.revokes.step()
-        return REVOKE_S
+    def _tell_progress(self) -> None:
+        tell_progress(self.ledger, self.reservations, self.queue.index.queues(), self.clock)
 
     def _new_relay(self, announcer: Announcer) -> Relay:
         def node_of(worker_id: str | None) -> str:
@@ -297,3 +282,13 @@ class Bridge:
             word()
         except Exception:  # whoever takes over finds out by the leases
             logger.warning("not said at the end", exc_info=True, extra={"action": "stop"})
+
+
+def _every(pause_s: float, name: str, do: Callable[[], object]) -> Loop:
+    """Make a loop that does the same again after a pause."""
+
+    def step() -> float:
+        do()
+        return pause_s
+
+    return Loop(name, step)

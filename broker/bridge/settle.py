@@ -149,7 +149,7 @@ class Settler:
                 task_id, failure(error), error.get("traceback"), request=told.context
             )
             return
-        meta = {"pid": None, "hostname": told.context.hostname}
+        meta = told.data.get("meta") or {"pid": None, "hostname": told.context.hostname}
         told.backend.store_result(task_id, meta, state, request=told.context)
 
     def _store(self, told: _Told) -> None:

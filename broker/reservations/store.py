@@ -242,6 +242,27 @@ class Reservations(Generations):
                 found[job_id] = json
         return found
 
+    def progressed(self, queue: str, *, limit: int) -> dict[str, tuple[str, str]]:
+        """Take jobs whose holders said something new: by id the lease and the json they said."""
+        known = self._get_known(queue)
+        prefix = QueueKeys(queue, known.generation).prefix
+        with self._guard():
+            ids: Any = self.client.spop(f"{prefix}progressed", limit)
+            pipe = self.client.pipeline(transaction=False)
+            for job_id in ids:
+                pipe.hget(f"{prefix}job:{job_id}", "progress")
+            said: Any = pipe.execute()
+        parted = (
+            (job_id, (text or "").partition(" ")) for job_id, text in zip(ids, said, strict=True)
+        )
+        return {job_id: (lease, json) for job_id, (lease, _, json) in parted if json}
+
+    def tell_again(self, queue: str, job_ids: Sequence[str]) -> None:
+        """Name jobs whose progress was taken and could not be told."""
+        prefix = QueueKeys(queue, self._get_known(queue).generation).prefix
+        with self._guard():
+            self.client.sadd(f"{prefix}progressed", *job_ids)
+
     def due(self, queue: str, *, limit: int) -> tuple[int, list[Due]]:
         """Name overdue grants and leases, with the server's clock; due.lua."""
         args = [limit, EXPIRING_AGAIN_MS]

@@ -4,6 +4,8 @@ This module is what a package with a job type of its own needs to know; it stays
 major version. `deploy/examples/handlers` is a whole one.
 """
 
+import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +22,15 @@ from remote_worker.redact import Redactor
 from remote_worker.settings import Settings
 
 _MAX_PROGRESS = 200
+_MAX_META = 4096
+_STATE = re.compile(r"[A-Z][A-Z0-9_]{0,63}")
+#: of Celery's own: they say that a task waits or has ended
+_CELERY_STATES = frozenset(
+    {
+        "PENDING", "RECEIVED", "STARTED", "SUCCESS", "FAILURE", "REVOKED", "RETRY", "REJECTED",
+        "IGNORED",
+    },
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,10 +62,31 @@ class Context:
         self.events.append("info", message)
         self.progress(message)
 
-    def progress(self, message: str, percent: float | None = None) -> None:
-        """Let the next heartbeat say how far the work is, without a line in the log."""
+    def progress(
+        self,
+        message: str,
+        percent: float | None = None,
+        *,
+        state: str | None = None,
+        meta: Mapping[str, object] | None = None,
+    ) -> None:
+        """Let the next heartbeat say how far the work is, without a line in the log.
+
+        For Celery that is a state, PROGRESS or ``state``, with ``meta``: as of ``update_state``.
+
+        Raises ValueError when the edge would refuse them, and with them the heartbeat.
+        """
         words = message.split("\n", 1)[0]
-        self.lease.progress(self.redactor.text(words)[:_MAX_PROGRESS], percent)
+        more: dict[str, object] = {}
+        if state is not None:
+            if not _STATE.fullmatch(state) or state in _CELERY_STATES:
+                raise ValueError(f"{state!r} can be no state of a running task")
+            more["state"] = state
+        if meta is not None:
+            more["meta"] = self.redactor.value(dict(meta))
+            if len(json.dumps(more["meta"])) > _MAX_META:
+                raise ValueError(f"meta is longer than {_MAX_META} bytes")
+        self.lease.progress(self.redactor.text(words)[:_MAX_PROGRESS], percent, more)
 
     def go_on(self) -> None:
         """Raise Interrupted when the work has to stop; let it through, the daemon knows what."""

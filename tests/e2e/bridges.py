@@ -34,12 +34,18 @@ class World:
     """A Celery broker, a result backend, the stores, and the orchestrator's plain app."""
 
     def __init__(
-        self, broker: Valkey, stores: Valkey, folder: Path, process: Callable[..., Process]
+        self,
+        broker: Valkey,
+        stores: Valkey,
+        folder: Path,
+        process: Callable[..., Process],
+        *,
+        backend: str | None = None,
     ) -> None:
         self.broker = broker
         self.folder = folder
         self.broker_url = broker.url
-        self.backend_url = broker.url.removesuffix("/0") + "/1"
+        self.backend_url = backend or broker.url.removesuffix("/0") + "/1"
         self.reservations_url = stores.url
         self.database_url = f"sqlite:///{folder / 'ledger.sqlite3'}"
         upgrade(self.database_url)

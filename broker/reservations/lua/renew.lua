@@ -4,7 +4,8 @@
 -- KEYS as in the prelude
 -- ARGV 4 id   5 lease_id ("" from a client that has none)   6 worker
 --      7 lease_ms ("" only takes the grant up, for as long as it was granted)
---      8 progress, json as the holder said it ("" leaves what was said before)
+--      8 progress, json as the holder said it ("" leaves what was said before); when it is new, the
+--        job is named among the progressed
 -- Returns {deadline_ms, json of the job, json of a cancel request or ""}, or false when the
 --         ledger has to say: unknown here, held by another, not yet confirmed, or expiring.
 -- Raises  GEN.
@@ -24,5 +25,11 @@ if lease_ms == '' then
 end
 redis.call('ZREM', KEYS[3], id)
 redis.call('ZADD', KEYS[4], now + lease_ms, id)
-if ARGV[8] ~= '' then redis.call('HSET', key, 'progress', (job[1] or '') .. ' ' .. ARGV[8]) end
+if ARGV[8] ~= '' then
+  local said = (job[1] or '') .. ' ' .. ARGV[8]
+  if redis.call('HGET', key, 'progress') ~= said then
+    redis.call('HSET', key, 'progress', said)
+    redis.call('SADD', prefix .. 'progressed', id)
+  end
+end
 return {tostring(now + lease_ms), job[4], job[6] or ''}

@@ -150,13 +150,16 @@ def test_progress_is_shown_while_the_lease_lasts(edge: Edge, user: Caller, worke
     job = user.post("/jobs", {"type": "t"}).json
     held = worker.job()
     mine = {"leaseId": held["leaseId"], "leaseSeconds": 60}
-    said = {"percent": 40.5, "message": "cloning"}
+    said = {"percent": 40.5, "message": "cloning", "state": "CLONING", "meta": {"of": [1]}}
     beat = worker.say(job["id"], "heartbeat", **mine, progress=said)
     assert beat.status_code == 200
     assert user.get(f"/jobs/{job['id']}").json["progress"] == said
     worker.say(job["id"], "heartbeat", **mine)
     assert user.get("/jobs").json["items"][0]["progress"] == said
-    for bad in ({"percent": 101}, {"percent": "1"}, {"message": 1}, "half"):
+    for bad in (
+        {"percent": 101}, {"percent": "1"}, {"message": 1}, "half", {"state": "SUCCESS"},
+        {"state": "cloning"}, {"meta": []}, {"meta": {"long": "x" * 4096}},
+    ):  # fmt: skip
         assert worker.say(job["id"], "heartbeat", **mine, progress=bad).status_code == 422
     worker.say(job["id"], "release", leaseId=held["leaseId"])
     assert user.get(f"/jobs/{job['id']}").json["progress"] is None

@@ -8,6 +8,7 @@ import sys
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -17,6 +18,7 @@ from remote_worker.cli import main
 from remote_worker.client import Client
 from remote_worker.errors import Misconfigured
 from remote_worker.handlers import GROUP, HANDLERS, load
+from remote_worker.handlers.context import Context, Outcome
 from remote_worker.job import parse_job
 from remote_worker.lease import Terms
 from remote_worker.redact import Redactor
@@ -86,6 +88,43 @@ def test_the_example_runs_as_a_job(
         assert held.messages == ["counting"]
     else:
         assert held.report["errorType"] == "invalid_payload"
+
+
+@pytest.mark.parametrize(
+    "more,ended",
+    [
+        ({"state": "COUNTING", "meta": {"of": 3}}, "complete"),
+        ({"state": "SUCCESS"}, "fail"),
+        ({"state": "counting"}, "fail"),
+        ({"meta": {"long": "x" * 4096}}, "fail"),
+    ],
+)
+def test_a_handler_names_the_state_that_celery_sees(
+    client: Client, edge: FakeEdge, make_settings: Callable[..., Settings], more: dict[str, Any],
+    ended: str,
+) -> None:  # fmt: skip
+    """What the edge would refuse fails the job at once, and not its heartbeats."""
+
+    def count(context: Context) -> Outcome:
+        context.progress("counting", 5.0, **more)
+        context.lease.confirm(max_age_s=0, tries=1)  # a heartbeat, now
+        return Outcome(summary="", result={})
+
+    settings = make_settings()
+    settings.work_dir.mkdir()
+    spool = Spool(settings.work_dir)
+    spool.open()
+    held = edge.offer("count")
+    JobRun(
+        parse_job(held.job), client=client, settings=settings, spool=spool,
+        handlers={"count": count}, redactor=Redactor(), stopping=lambda: False,
+        terms=Terms(lease_s=60, interval_s=60), on_drain=lambda: None,
+    ).run()  # fmt: skip
+    spool.close()
+    assert held.ended == ended
+    said = [one.body.get("progress") for one in edge.asked("/heartbeat")]
+    told = {"message": "counting", "percent": 5.0, **more}
+    assert said[-1] == (told if ended == "complete" else None)
 
 
 @pytest.mark.parametrize(
