@@ -14,7 +14,6 @@ from edge_api.fields import (
     JOB_ID,
     LEASE_ID,
     MEDIA_TYPE,
-    ONE_LINE,
     QUEUE,
     WORKER_ID,
     After,
@@ -78,12 +77,12 @@ class CreateJobArgs(Args):
 class ListJobsArgs(Args):
     """Which jobs to list."""
 
-    status = StatusFilter(load_default=None)
+    status = StatusFilter()
     type = Word(load_default=None)
     queue = Word(load_default=None)
     worker = Word(load_default=None)
     limit = QueryInt(load_default=50, validate=validate.Range(1, 200))
-    cursor = Cursor(load_default=None, validate=[validate.Length(min=1, max=255), ONE_LINE])
+    cursor = Cursor()
 
 
 class CancelArgs(Args):

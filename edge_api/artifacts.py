@@ -23,6 +23,7 @@ from edge_api import auth
 from edge_api.answers import ArtifactSchema, ArtifactsSchema
 from edge_api.arguments import LimitArgs, UploadArgs
 from edge_api.auth import USERS, Kind, principal
+from edge_api.fields import ARTIFACT_NAME, LEASE_ID, MEDIA_TYPE, WORKER_ID
 from edge_api.holding import artifact_id_of, holder_of, job_id_of
 from edge_api.multipart import FilePart, Form
 from edge_api.services import current_services
@@ -41,11 +42,15 @@ _FORM: Final = {
                 "required": ["file", "workerId", "name"],
                 "properties": {
                     "file": {"type": "string", "contentMediaType": "application/octet-stream"},
-                    "workerId": {"type": "string"},
-                    "name": {"type": "string", "description": "relative, up to 4 parts"},
-                    "contentType": {"type": "string"},
+                    "workerId": {"type": "string", "pattern": WORKER_ID.regex.pattern},
+                    "name": {
+                        "type": "string",
+                        "pattern": ARTIFACT_NAME,
+                        "description": "relative, up to 4 parts",
+                    },
+                    "contentType": {"type": "string", "pattern": MEDIA_TYPE.regex.pattern},
                     "digest": {"type": "string", "pattern": "^sha256:[0-9a-f]{64}$"},
-                    "leaseId": {"type": "string"},
+                    "leaseId": {"type": "string", "pattern": LEASE_ID.regex.pattern},
                 },
             }
         }

@@ -35,6 +35,8 @@ ALLOWED: Final = "allowed_kinds"
 
 #: the one endpoint for which a credential counts that only our memory vouches for (decision 23)
 HEARTBEAT: Final = "leases.heartbeat"
+#: the paths that serve whoever asks, and so hide nothing
+OPEN: Final = ("/healthz", "/readyz")
 #: in order of precedence; the last is of daemons in the field
 WORKER_HEADERS: Final = ("X-Worker-Token", "X-MoonMind-Worker-Token")
 #: any of these means that somebody else than the peer is asking
@@ -134,7 +136,7 @@ def guard() -> None:
     g.principal = None
     view = _view()
     allowed_kinds: frozenset[Kind] | None = getattr(view, ALLOWED, None)
-    if allowed_kinds is not None and not allowed_kinds:
+    if _hides_nothing(allowed_kinds):
         return
     services = current_services()
     g.source = source_of(request, services.settings.trusted_proxies)
@@ -190,6 +192,13 @@ class _Presented:
     text: str = field(repr=False)
     #: it came in a header that only workers use
     workers_only: bool
+
+
+def _hides_nothing(allowed_kinds: frozenset[Kind] | None) -> bool:
+    if allowed_kinds is not None:
+        return not allowed_kinds
+    # by a method that nobody offers: Flask says so next
+    return request.endpoint is None and request.path in OPEN
 
 
 def _view() -> Any:

@@ -10,8 +10,8 @@ from types import MappingProxyType
 from typing import Any, Final
 
 import marshmallow as ma
-from flask import Response, jsonify, request
-from werkzeug.exceptions import HTTPException
+from flask import Response, current_app, jsonify, request
+from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 from broker import errors as queue_errors
 from broker.errors import DrawbridgeError
@@ -191,7 +191,17 @@ def on_http(error: HTTPException) -> Response:
     for name, value in error.get_headers(request.environ):
         if name.lower() not in {"content-type", "content-length"}:
             response.headers[name] = value
+    if isinstance(error, MethodNotAllowed):
+        _correct_allow(response)
     return response
+
+
+def _correct_allow(response: Response) -> None:
+    """Name the methods of this path alone: ``claim`` fits the pattern of a job's id too."""
+    rules = [rule for rule in current_app.url_map.iter_rules() if rule.rule == request.path]
+    methods = {method for rule in rules for method in rule.methods or ()}
+    if methods:
+        response.headers["Allow"] = ", ".join(sorted(methods))
 
 
 def on_crash(error: BaseException) -> Response:

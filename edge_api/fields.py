@@ -20,12 +20,16 @@ from edge_api.errors import InvalidStatusFilter
 INT32_MIN: Final = -(2**31)
 INT32_MAX: Final = 2**31 - 1
 #: more digits than any integer of a query string has
-_QUERY_INT: Final = re.compile(r"-?[0-9]{1,15}")
-_SEQ: Final = re.compile(r"[0-9]{1,15}")
+_QUERY_INT: Final = re.compile(r"-?[0-9]{1,16}")
+_SEQ: Final = re.compile(r"[0-9]{1,16}")
 _BLANK_OFFSET: Final = re.compile(r"(T[0-9:.]+) ([0-9]{2}:[0-9]{2})(?=$|~)")
-_QUERY_SECONDS: Final = re.compile(r"[0-9]{1,5}(\.[0-9]{1,6})?")
+_QUERY_SECONDS: Final = re.compile(r"[0-9]{1,5}(\.[0-9]{1,20})?(e-[0-9]{1,3})?", re.IGNORECASE)
+#: for readers of openapi.json alone: to search by it takes a time that grows with the square
+_WORD: Final = r"^[^\x00-\x1f\x7f]*[^\s\x00-\x1f\x7f][^\x00-\x1f\x7f]*$"
 _SEGMENT: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _SEGMENTS_MAX: Final = 4
+#: what openapi.json says of a label; ``artifact_name`` refuses a few more
+ARTIFACT_NAME: Final = f"^{_SEGMENT.pattern}(/{_SEGMENT.pattern}){{0,{_SEGMENTS_MAX - 1}}}$"
 #: names that some file system takes for a device
 _DEVICES: Final = frozenset(
     {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))}
@@ -82,9 +86,11 @@ def parse_moment(text: str) -> datetime:
 
 
 class Int(fields.Integer):
-    """A JSON integer, and nothing that merely looks like one."""
+    """A JSON integer, for which 60.0 is another spelling of 60, and no text or boolean is one."""
 
     def _deserialize(self, value: Any, *_args: Any, **_kwargs: Any) -> int:
+        if type(value) is float and value.is_integer():
+            return int(value)
         if type(value) is not int:
             raise self.make_error("invalid")
         return value
@@ -129,6 +135,13 @@ class QuerySeconds(fields.Float):
 class Cursor(fields.String):
     """Where the next page begins, as the page before said it."""
 
+    def __init__(self) -> None:
+        super().__init__(
+            load_default=None,
+            validate=[validate.Length(min=1, max=255), ONE_LINE],
+            metadata={"pattern": "^[0-9T:.+Z-]+~[0-9a-f-]{36}$"},
+        )
+
     def _deserialize(self, value: Any, *_args: Any, **_kwargs: Any) -> str:
         return _unquoted(str(value))
 
@@ -137,7 +150,11 @@ class Word(fields.String):
     """One line of text, stripped, never empty."""
 
     def __init__(self, *, longest: int = 255, **kwargs: Any) -> None:
-        super().__init__(validate=[validate.Length(min=1, max=longest), ONE_LINE], **kwargs)
+        super().__init__(
+            validate=[validate.Length(min=1, max=longest), ONE_LINE],
+            metadata={"pattern": _WORD},
+            **kwargs,
+        )
 
     def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> str:
         return str(super()._deserialize(value, *args, **kwargs)).strip()
@@ -154,6 +171,9 @@ class Words(fields.List[str]):
 
 class Prose(fields.String):
     """Text for people, with something in it."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(metadata={"pattern": r"\S"}, **kwargs)
 
     def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> str:
         text = str(super()._deserialize(value, *args, **kwargs))
@@ -176,7 +196,13 @@ class After(fields.Field[datetime | int]):
     """A place in a job's log: the number of an event, or a moment."""
 
     def __init__(self) -> None:
-        super().__init__(load_default=None, metadata={"type": "string"})
+        super().__init__(
+            load_default=None,
+            metadata={
+                "type": "string",
+                "anyOf": [{"pattern": "^[0-9]{1,16}$"}, {"format": "date-time"}],
+            },
+        )
 
     def _deserialize(self, value: Any, *_args: Any, **_kwargs: Any) -> datetime | int:
         return int(value) if _SEQ.fullmatch(value) else parse_moment(_unquoted(value))
@@ -189,6 +215,9 @@ def _unquoted(text: str) -> str:
 
 class StatusFilter(fields.String):
     """A status to filter by; a wrong one has a refusal of its own."""
+
+    def __init__(self) -> None:
+        super().__init__(load_default=None, metadata={"enum": [str(one) for one in Status]})
 
     def _deserialize(self, value: Any, *_args: Any, **_kwargs: Any) -> Status:
         try:

@@ -5,20 +5,22 @@ from __future__ import annotations
 import difflib
 import json
 import sys
-from pathlib import Path
 from typing import Any, Final
 
 import click
 
 from edge_api import assemble
+from edge_api.description import complete
+from edge_api.ops import DESCRIPTION
 
-FILE: Final = Path(__file__).with_name("openapi.json")
+FILE: Final = DESCRIPTION
 
 
 def document() -> dict[str, Any]:
     """Describe the edge as its code is now."""
     app = assemble()
     spec: dict[str, Any] = app.extensions["flask-smorest"]["apis"][""]["ext_obj"].spec.to_dict()
+    complete(spec)
     return spec
 
 

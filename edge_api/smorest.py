@@ -55,7 +55,9 @@ class Blueprint(flask_smorest.Blueprint):
 
     def arguments(self, schema: type[Args], **kwargs: Any) -> Callable[[V], V]:
         """Declare what a route takes; webargs would make a schema anew for every request."""
-        declare: Callable[[V], V] = super().arguments(schema(), **kwargs)
+        declare: Callable[[V], V] = super().arguments(
+            schema(), required=not schema.body_optional, **kwargs
+        )
         return declare
 
     @staticmethod
@@ -76,6 +78,8 @@ class Api(flask_smorest.Api):
     """flask-smorest's extension with the contract's errors."""
 
     ERROR_SCHEMA = errors.ErrorSchema
+    # each refusal is described by its status, and what is not described does not come
+    DEFAULT_ERROR_RESPONSE_NAME = None
 
     def __init__(self, app: Flask, *, version: str) -> None:
         app.config.update(API_TITLE=TITLE, API_VERSION=version, OPENAPI_VERSION=OPENAPI)

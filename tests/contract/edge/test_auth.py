@@ -24,6 +24,7 @@ MAY = {
     ("GET", "/healthz"): EVERYBODY,
     ("GET", "/readyz"): EVERYBODY,
     ("GET", "/metrics"): {"operator"},
+    ("GET", "/openapi.json"): USERS | {"worker"},
     ("GET", "/api/queue/jobs"): USERS,
     ("POST", "/api/queue/jobs"): USERS,
     ("GET", "/api/queue/jobs/<string:job_id>"): USERS | {"worker"},
@@ -120,7 +121,7 @@ def test_head_asks_for_the_same_credential(edge: Edge, method: str) -> None:
         "/api/queue/jobs/",
         "/api/queue//jobs",
         "/static/x",
-        "/openapi.json",
+        "/api/queue/openapi.json",
     ],
 )
 def test_strangers_are_not_told_which_routes_there_are(edge: Edge, path: str) -> None:

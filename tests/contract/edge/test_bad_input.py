@@ -38,7 +38,7 @@ WORKERS = ["", " ", "a b", "a/b", "ü", "x" * 129, 1, None, True, [], {}, ABSENT
 BAD: dict[str, dict[str, list[Any]]] = {
     "create": {
         "type": [*WORDS, "x" * 65, None, ABSENT],
-        "priority": [2**31, -(2**31) - 1, 1.0, "1", True, None, [], {}],
+        "priority": [2**31, -(2**31) - 1, 1.5, "1", True, None, [], {}],
         "payload": ["x", 1, None, [], True, [["a", 1]]],
         "affinityKey": [*WORDS, "x" * 256],
         "maxAttempts": [*COUNTS, 101, None],

@@ -38,7 +38,8 @@ def answer_schema(rule: str, method: str, status: int) -> dict[str, Any]:
     """Return what the file promises of an answer."""
     path = re.sub(r"<string:(\w+)>", r"{\1}", rule)
     responses = document()["paths"][path][method.lower()]["responses"]
-    response = _followed(responses.get(str(status), responses["default"]))
+    assert str(status) in responses, f"{status} of {method} {path} is not in openapi.json"
+    response = _followed(responses[str(status)])
     (schema,) = response["content"].values()
     found: dict[str, Any] = schema["schema"]
     return found
