@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
+from remote_worker.account import Account
+
 #: Shared memory counts as nobody's, so there is little of it.
 _SHM_BYTES = 512 * 1024 * 1024
 #: A root without capabilities could make no namespaces of its own, which agents' sandboxes need.
@@ -65,6 +67,13 @@ class Box:
     own: Path
     #: words before the program, inside
     inside: tuple[str, ...] = ()
+    #: whose the processes are; None: the daemon's own user's
+    account: Account | None = None
+
+    def give(self, path: Path) -> None:
+        """Let who runs in here have what the daemon made for him."""
+        if self.account is not None:
+            self.account.give(path)
 
     def argv(self, program: Sequence[str], *, cwd: Path) -> list[str]:
         """Return the command line that runs a program in here."""
@@ -85,7 +94,7 @@ class Box:
         work, own = str(self.work_dir), str(self.own)
         return [
             self.program, "--unshare-user", "--unshare-pid", "--unshare-ipc", "--die-with-parent",
-            "--cap-drop", "ALL", "--uid", str(_id(os.getuid())), "--gid", str(_id(os.getgid())),
+            "--cap-drop", "ALL", "--uid", self._uid(), "--gid", self._gid(),
             "--dev-bind", "/", "/", "--proc", "/proc",
             "--size", str(_SHM_BYTES), "--tmpfs", "/dev/shm", *masks,  # noqa: S108 - in the box alone
             "--tmpfs", work, "--bind", own, own, "--chdir", str(cwd), "--", *words,
@@ -95,8 +104,8 @@ class Box:
         """Return it for unshare."""
         return [
             self.program, "--user", "--map-root-user", "--pid", "--fork", "--mount-proc", "--mount",
-            "--ipc", "--kill-child", "--", "sh", "-c", _SCRIPT, "sh", str(_id(os.getuid())),
-            str(_id(os.getgid())), str(_SHM_BYTES), str(self.work_dir), str(self.own), str(cwd),
+            "--ipc", "--kill-child", "--", "sh", "-c", _SCRIPT, "sh", self._uid(),
+            self._gid(), str(_SHM_BYTES), str(self.work_dir), str(self.own), str(cwd),
             *map(str, self._masked()), "--", *words,
         ]  # fmt: skip
 
@@ -107,9 +116,15 @@ class Box:
         """
         real = {path.resolve() for path in self.hidden if path.exists()}
         apart = [path for path in real if self.work_dir not in (path, *path.parents)]
+        if self.account is not None:
+            # What cannot be reached cannot be hidden either, and need not be.
+            apart = [*self.account.sees(apart)]
         return sorted(apart, key=lambda path: (path.is_dir(), path))
 
+    def _uid(self) -> str:
+        """Return as whom the user appears inside; files are his own there as well."""
+        return str((os.getuid() if self.account is None else self.account.uid) or _NOBODY_SPECIAL)
 
-def _id(number: int) -> int:
-    """Return as whom a user appears inside; files are his own there as well."""
-    return number or _NOBODY_SPECIAL
+    def _gid(self) -> str:
+        """Return his group in there."""
+        return str((os.getgid() if self.account is None else self.account.gid) or _NOBODY_SPECIAL)

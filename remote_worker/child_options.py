@@ -24,6 +24,10 @@ CHILD_OPTIONS: tuple[tuple[str, dict[str, object]], ...] = (
         "type": click.Choice(ISOLATIONS), "default": "auto", "show_default": True,
         "help": "What shuts a job in; auto takes what works and says what it is.",
     }),
+    ("--run-as", {
+        "metavar": "USER",
+        "help": "Whose the processes of jobs are, when the worker is root [its own].",
+    }),
     ("--hide", {
         "multiple": True, "type": click.Path(path_type=Path),
         "help": "What no job may see, beside the worker's own secrets; repeatable.",

@@ -79,7 +79,7 @@ def run(
         logger.warning(
             "%s: %s → %s", gate.name, gate.detail, gate.way_out, extra={"action": "gate"}
         )
-    spool = Spool(settings.work_dir)
+    spool = Spool(settings.work_dir, account=settings.run_as)
     with contextlib.ExitStack() as stack:
         try:
             spool.open()

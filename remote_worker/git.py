@@ -84,6 +84,11 @@ class Git:
     #: where an agent's files are read; the same as the agent's own
     box: Box | None = None
 
+    def have(self, path: Path) -> None:
+        """Let git have what we made, should it run as another user."""
+        if self.box is not None:
+            self.box.give(path)
+
     def text(
         self,
         *args: str,

@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 
 from remote_worker import codex
+from remote_worker.account import Account
 from remote_worker.box import Box, Kind
 from remote_worker.errors import Misconfigured
 from remote_worker.settings import Settings
@@ -55,10 +56,11 @@ class Trial:
 
 def codex_sandbox(settings: Settings, environment: Mapping[str, str], *, cwd: Path) -> Trial:
     """Try Codex's own sandbox; a Codex that has no such command leaves it unknown."""
-    usage = _run([settings.codex, "sandbox", "--help"], environment, cwd)
+    account = settings.run_as
+    usage = _run([settings.codex, "sandbox", "--help"], environment, cwd, account)
     if usage is None or usage.returncode != 0 or "codex sandbox" not in usage.stdout.lower():
         return Trial(Answer.UNKNOWN, "this Codex has no `codex sandbox` to try it with")
-    done = _run(codex.sandbox_argv(settings), environment, cwd)
+    done = _run(codex.sandbox_argv(settings), environment, cwd, account)
     if done is None:
         return Trial(Answer.UNKNOWN, "`codex sandbox` did not end")
     if done.returncode == 0:
@@ -76,7 +78,7 @@ def box(settings: Settings, *, own: Path) -> Box:
 
     Raises Misconfigured when the owner demands a kind that does not work here.
     """
-    kind, program = _found(settings.isolation, settings.path)
+    kind, program = _found(settings.isolation, settings.path, settings.run_as)
     tasks = settings.limits.tasks
     counter = shutil.which("prlimit", path=settings.path)
     counted = counter is not None and tasks is not None and _kernel() >= _NPROC_KERNEL
@@ -91,6 +93,7 @@ def box(settings: Settings, *, own: Path) -> Box:
         work_dir=settings.work_dir.resolve(),
         own=own.resolve(),
         inside=(str(counter), f"--nproc={tasks}", "--") if counted else (),
+        account=settings.run_as,
     )
 
 
@@ -99,30 +102,37 @@ def verdict(settings: Settings) -> tuple[str, list[str]]:
 
     Raises Misconfigured when the owner demands a kind that does not work here.
     """
-    kind, _ = _found(settings.isolation, settings.path)
+    account = settings.run_as
+    kind, _ = _found(settings.isolation, settings.path, account)
     holes = [NO_BOX_WAY_OUT] if kind is Kind.NONE else []
-    if is_root():
-        holes.append("run the worker as a user of its own: what root may do, a job may do")
-    seen = (
-        "NOT shut in: a job can read what this user can, the worker's token and your keys too"
-        if kind is Kind.NONE
-        else f"{kind}: a job sees neither the worker's secrets nor its process, nor other jobs"
-    )
-    who = "root" if is_root() else "this user"
+    if is_root() and account is None:
+        holes.append(
+            "run the worker as a user of its own, or name one for its jobs with --run-as:"
+            " what root may do, a job may do"
+        )
+    if kind is not Kind.NONE:
+        seen = f"{kind}: a job sees neither the worker's secrets nor its process, nor other jobs"
+    elif account is not None:
+        seen = f"NOT shut in: a job can read what {account.name} can, other jobs too"
+    else:
+        seen = (
+            "NOT shut in: a job can read what this user can, the worker's token and your keys too"
+        )
+    who = f"user {account.name}" if account else "root" if is_root() else "this user"
     namespaces = user_namespaces(settings)
     held = f"{processes()}; user namespaces: {namespaces}; children are {who}"
     return f"{seen}; {held}", holes
 
 
 @cache
-def _found(wanted: str, path: str) -> tuple[Kind, str]:
+def _found(wanted: str, path: str, account: Account | None) -> tuple[Kind, str]:
     """Return the first kind that works, and its program; asked once, for a host does not change."""
     if wanted == Kind.NONE:
         return Kind.NONE, ""
     kinds = (Kind.BWRAP, Kind.UNSHARE) if wanted == "auto" else (Kind(wanted),)
     for one in kinds:
         program = shutil.which(one, path=path)
-        if sys.platform == "linux" and program is not None and _hides(one, program, path):
+        if sys.platform == "linux" and program is not None and _hides(one, program, path, account):
             return one, program
     if wanted != "auto":
         raise Misconfigured(
@@ -132,7 +142,7 @@ def _found(wanted: str, path: str) -> tuple[Kind, str]:
     return Kind.NONE, ""
 
 
-def _hides(kind: Kind, program: str, path: str) -> bool:
+def _hides(kind: Kind, program: str, path: str, account: Account | None) -> bool:
     """Try a box: a secret must be empty in it, a process of ours unseen, and it must end."""
     with tempfile.TemporaryDirectory(prefix="drawbridge-box-") as name:
         place = Path(name).resolve()
@@ -140,10 +150,14 @@ def _hides(kind: Kind, program: str, path: str) -> bool:
         own.mkdir(parents=True)
         secret.write_text("secret")
         left.write_text("left")
-        trial = Box(kind=kind, program=program, hidden=(secret,), work_dir=own.parent, own=own)
+        trial = Box(
+            kind=kind, program=program, hidden=(secret,), work_dir=own.parent, own=own,
+            account=account,
+        )  # fmt: skip
+        trial.give(place)
         unseen = f"test ! -s {secret} && test ! -e {left} && test ! -e /proc/{os.getpid()}/fd/0"
         argv = trial.argv(["sh", "-c", f"{unseen} && : >{own}/written"], cwd=own)
-        done = _run(argv, {"PATH": path}, own)
+        done = _run(argv, {"PATH": path}, own, account)
         return done is not None and done.returncode == 0 and (own / "written").exists()
 
 
@@ -171,7 +185,7 @@ def user_namespaces(settings: Settings) -> Answer:
     if sys.platform != "linux" or unshare is None:
         return Answer.UNKNOWN
     argv = [unshare, "--user", "--map-root-user", "true"]
-    done = _run(argv, {"PATH": settings.path}, Path("/"))
+    done = _run(argv, {"PATH": settings.path}, Path("/"), settings.run_as)
     return Answer.UNKNOWN if done is None else Answer.NO if done.returncode else Answer.YES
 
 
@@ -187,13 +201,18 @@ def is_root() -> bool:
 
 
 def _run(
-    argv: Sequence[str], environment: Mapping[str, str], cwd: Path
+    argv: Sequence[str],
+    environment: Mapping[str, str],
+    cwd: Path,
+    account: Account | None = None,
 ) -> "subprocess.CompletedProcess[str] | None":
     """Run a short program; None when it cannot be, or does not end."""
     try:
         return subprocess.run(
             argv, env=dict(environment), cwd=cwd, capture_output=True, text=True, errors="replace",
             timeout=_LIMIT_S, check=False, stdin=subprocess.DEVNULL,
+            user=account.uid if account else None, group=account.gid if account else None,
+            extra_groups=[] if account else None,
         )  # fmt: skip
     except (OSError, subprocess.TimeoutExpired):
         return None

@@ -10,7 +10,7 @@ from typing import Any
 import click
 from requests.utils import should_bypass_proxies
 
-from remote_worker import capabilities, config_file
+from remote_worker import account, capabilities, config_file
 from remote_worker.child_options import CHILD_OPTIONS, limits_of
 from remote_worker.errors import Misconfigured
 from remote_worker.handlers.codex_payload import check_effort, check_model
@@ -51,9 +51,11 @@ def _default_work_dir() -> Path:
     return Path(state) / "drawbridge-worker"
 
 
-def _default_codex_home() -> Path:
-    """Return the CODEX_HOME a person's own `codex` would use."""
-    return Path(os.environ.get("CODEX_HOME") or Path.home() / ".codex")
+def _codex_home(named: Path | None, run_as: account.Account | None) -> Path:
+    """Return the CODEX_HOME of jobs: else that of the `codex` of whoever runs them."""
+    own = os.environ.get("CODEX_HOME") or Path.home() / ".codex"
+    usual = Path(own) if run_as is None else run_as.home / ".codex"
+    return (named or usual).expanduser().absolute()
 
 
 def option(name: str, **more: object) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -95,8 +97,8 @@ _COMMON = (
     option("--git", default="git", help="The git program."),
     option("--codex", default="codex", help="The Codex CLI."),
     option(
-        "--codex-home", type=_PATH, default=_default_codex_home,
-        help="The CODEX_HOME that is logged in [~/.codex].",
+        "--codex-home", type=_PATH,
+        help="The CODEX_HOME that is logged in [~/.codex, of --run-as where there is one].",
     ),
     option(
         "--codex-sandbox", type=click.Choice(SANDBOXES), default="workspace-write",
@@ -155,6 +157,7 @@ def settings_of(options: dict[str, Any]) -> Settings:
     names = (*WAY_OUT, *options["pass_env"])
     passed = {name: os.environ[name] for name in names if name in os.environ}
     try:
+        run_as = account.find(options["run_as"]) if options["run_as"] else None
         return Settings(
             url=options["url"],
             token_file=options["token_file"].expanduser(),
@@ -173,7 +176,7 @@ def settings_of(options: dict[str, Any]) -> Settings:
             allow_repository=options["allow_repository"],
             git=_program(options["git"]),
             codex=_program(options["codex"]),
-            codex_home=options["codex_home"].expanduser().absolute(),
+            codex_home=_codex_home(options["codex_home"], run_as),
             codex_sandbox=options["codex_sandbox"],
             model=options["model"],
             effort=options["effort"],
@@ -187,6 +190,7 @@ def settings_of(options: dict[str, Any]) -> Settings:
             git_author=options["git_author"],
             allow_workflows=options["allow_workflows"],
             isolation=options["isolation"],
+            run_as=run_as,
             hide=tuple(path.expanduser().absolute() for path in options["hide"]),
             limits=limits_of(options),
             allow_program=options["allow_program"],

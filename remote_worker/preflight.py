@@ -3,6 +3,7 @@
 import contextlib
 import re
 import shutil
+import stat
 import subprocess
 import tempfile
 import uuid
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from remote_worker import codex, credentials, isolation
+from remote_worker.account import Account
 from remote_worker.credentials import Credential
 from remote_worker.errors import Misconfigured, Refused, Unanswered
 from remote_worker.job import Job, Welcome
@@ -121,11 +123,20 @@ def _work_dir(settings: Settings) -> str:
         settings.work_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=settings.work_dir):
             pass
+        account = settings.run_as
+        if account is not None:
+            settings.work_dir.chmod(stat.S_IMODE(settings.work_dir.stat().st_mode) | 0o011)
     except OSError as error:
         raise Closed(
             f"{settings.work_dir}: {error.strerror}",
             way_out="make it writable for this user, or name another with --work-dir",
         ) from None
+    if account is not None and not account.sees([settings.work_dir / "."]):
+        raise Closed(
+            f"{settings.work_dir}: user {account.name} cannot come there",
+            way_out="name one with --work-dir that every folder above lets him pass to, as in"
+            " /var/lib/drawbridge-worker",
+        )
     return str(settings.work_dir)
 
 
@@ -149,7 +160,8 @@ def _codex(settings: Settings) -> str:
     way_out = "npm install -g @openai/codex, or name it with --codex"
     path = _program(settings.codex, settings, way_out=way_out)
     with _codex_environment(settings) as environment:
-        text = _output([path, "--version"], environment).strip().splitlines()
+        said = _output([path, "--version"], environment, settings.run_as)
+    text = said.strip().splitlines()
     return f"{text[-1] if text else 'unknown version'} ({path})"
 
 
@@ -157,12 +169,12 @@ def _codex_login(settings: Settings) -> str:
     """See that Codex is logged in, with the CODEX_HOME the jobs will have."""
     with _codex_environment(settings) as environment:
         try:
-            text = _output(codex.login_status_argv(settings), environment)
+            text = _output(codex.login_status_argv(settings), environment, settings.run_as)
         except Closed as closed:
             raise Closed(
                 f"not logged in with CODEX_HOME={settings.codex_home}: {closed}",
                 way_out=f"CODEX_HOME={settings.codex_home} {settings.codex} login"
-                " (as this user), or name another with --codex-home",
+                " (as the user that runs jobs), or name another with --codex-home",
             ) from None
     return f"{text.strip().splitlines()[0] if text.strip() else 'yes'} ({settings.codex_home})"
 
@@ -274,12 +286,13 @@ def _program(name: str, settings: Settings, *, way_out: str) -> str:
     return path
 
 
-def _output(argv: list[str], environment: Mapping[str, str]) -> str:
+def _output(argv: list[str], environment: Mapping[str, str], account: Account | None = None) -> str:
     """Run a short program and return what it says."""
     try:
         done = subprocess.run(
             argv, env=dict(environment), capture_output=True, timeout=_PROGRAM_LIMIT_S, check=False,
-            stdin=subprocess.DEVNULL, cwd="/",
+            stdin=subprocess.DEVNULL, cwd="/", user=account.uid if account else None,
+            group=account.gid if account else None, extra_groups=[] if account else None,
         )  # fmt: skip
     except (OSError, subprocess.TimeoutExpired) as error:
         raise Closed(f"{argv[0]} does not run: {error}", way_out=f"mend {argv[0]}") from None
@@ -296,4 +309,6 @@ def _codex_environment(settings: Settings) -> Iterator[dict[str, str]]:
     # Without a work directory its own gate is closed already; this one still has its say.
     where = settings.work_dir if settings.work_dir.is_dir() else None
     with tempfile.TemporaryDirectory(prefix="preflight-", dir=where) as home:
+        if settings.run_as is not None:
+            settings.run_as.give(Path(home))
         yield codex.environment(settings, home=Path(home), tmp=Path(home))

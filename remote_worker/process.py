@@ -136,6 +136,8 @@ def _runner_argv(command: Command, lifeline: int) -> list[str]:
         "tasks": limits.tasks,
         "memory": limits.memory_bytes,
         "boxed": 1 if boxed else None,
+        "uid": box.account.uid if box is not None and box.account is not None else None,
+        "gid": box.account.gid if box is not None and box.account is not None else None,
     }
     spelled = ",".join(f"{name}={value}" for name, value in rules.items() if value is not None)
     argv = command.argv if box is None else box.argv(command.argv, cwd=command.cwd)
@@ -221,7 +223,7 @@ def sweep(mark: str) -> int:
     killed = 0
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
-            if process.uids().real == mine and process.environ().get(_MARK) == mark:
+            if mine in (0, process.uids().real) and process.environ().get(_MARK) == mark:
                 process.kill()
                 killed += 1
     return killed

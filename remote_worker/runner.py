@@ -10,7 +10,8 @@ itself: TERM to its group, a grace, KILL, until no descendant is left. Exit code
 
 RULES is `name=number,…`: `cpu`, `fsize`, `nofile` of each process; `tasks` and `memory` of all
 together, for which the tree is looked at again and again and killed at once, the lifeline told
-which it was; `boxed=1` when the program is a box, which must not be sent the TERM of what is in it.
+which it was; `uid` and `gid` of whom the program is when root runs it; `boxed=1` when the program
+is a box, which must not be sent the TERM of what is in it.
 """
 
 import contextlib
@@ -58,7 +59,13 @@ def _start(argv: list[str], rules: dict[str, int], runner: int) -> None:
     os.setsid()
     os.nice(_NICE)
     _be_first_to_go()
-    # The agent has our uid and may kill us: then it dies too.
+    if "uid" in rules:
+        # It imports a module, which that user may not be able to read.
+        os.get_exec_path()
+        os.setgroups([])
+        os.setgid(rules["gid"])
+        os.setuid(rules["uid"])
+    # The agent has our uid and may kill us: then it dies too. A change of user would undo it.
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != runner:
         os._exit(126)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from remote_worker.account import Account
 from remote_worker.errors import Misconfigured
 from remote_worker.limits import Limits
 
@@ -86,6 +87,8 @@ class Settings:
     allow_workflows: bool = False
     #: one of ISOLATIONS
     isolation: str = "auto"
+    #: whose the processes of jobs are when the daemon is root; None: its own user's
+    run_as: Account | None = None
     #: what no job may see beside the worker's own secrets
     hide: tuple[Path, ...] = ()
     limits: Limits = field(default_factory=Limits)

@@ -9,11 +9,13 @@ import fcntl
 import json
 import logging
 import os
+import stat
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
 from remote_worker import trees
+from remote_worker.account import Account
 from remote_worker.artifacts import Artifact
 from remote_worker.errors import Misconfigured
 from remote_worker.job import Job
@@ -52,7 +54,9 @@ class Report:
 class Spool:
     """The work directory of one daemon."""
 
-    def __init__(self, work_dir: Path) -> None:
+    def __init__(self, work_dir: Path, *, account: Account | None = None) -> None:
+        """Let jobs pass through to what is theirs, should they be another user's."""
+        self._passable = 0o011 if account is not None else 0
         self._reports = work_dir / "spool"
         self._jobs = work_dir / "jobs"
         self._lock_file = work_dir / "lock"
@@ -62,6 +66,7 @@ class Spool:
         """Make the directories ours alone; a second daemon on them is refused."""
         for directory in (self._reports, self._jobs):
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._let_through(self._jobs)
         self._lock = os.open(self._lock_file, os.O_RDWR | os.O_CREAT, 0o600)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -84,7 +89,13 @@ class Spool:
         path = self._jobs / _name(job)
         trees.remove(path)
         path.mkdir(mode=0o700)
+        self._let_through(path)
         return path
+
+    def _let_through(self, directory: Path) -> None:
+        """Let others reach what is theirs in there; what else is in there they cannot even list."""
+        if self._passable:
+            directory.chmod(stat.S_IMODE(directory.stat().st_mode) | self._passable)
 
     def put(self, job: Job, report: Report) -> None:
         """Write a report down for good, before it is sent."""

@@ -141,6 +141,7 @@ class Context:
         Raises JobFailed when it took more than it may, and Interrupted when it had to be stopped.
         """
         longest = self.settings.time_limit_s
+        box = self.box
         command = Command(
             argv=argv,
             cwd=cwd or self.directory,
@@ -149,8 +150,10 @@ class Context:
             stdin=stdin,
             limits=self.settings.limits,
             workspace=self.directory,
-            box=self.box,
+            box=box,
         )
+        # Whatever we made in there is for the program, and it may be another user's.
+        box.give(self.directory)
         try:
             return run(command, sink=sink, interrupt=self.interrupt)
         except LimitExceeded as error:

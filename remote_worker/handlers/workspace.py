@@ -240,6 +240,7 @@ def _collect(git: Git, workspace: Workspace, *, directory: Path, patch: Path) ->
     clean = directory / COLLECTED
     # An agent without a sandbox could have made one for us.
     clean.mkdir()
+    git.have(clean)
     git.text("init", "--quiet", "--bare", "--template=", "--", str(clean), cwd=directory)
     _borrow(clean, workspace.base_git)
     here = (f"--git-dir={clean}", f"--work-tree={repo}")
@@ -290,6 +291,7 @@ def _add_forced(git: Git, here: tuple[str, ...], *, repo: Path, clean: Path) -> 
     copy = clean / "theirs"
     if not copy_plain(repo / ".git" / "index", copy, limit=_MAX_INDEX):
         return
+    git.have(copy)
     try:
         listing = git.text(
             *here, "ls-files", "-z", cwd=repo, environment={"GIT_INDEX_FILE": str(copy)}
@@ -301,6 +303,7 @@ def _add_forced(git: Git, here: tuple[str, ...], *, repo: Path, clean: Path) -> 
     if forced:
         wanted = clean / "forced"
         wanted.write_bytes("\0".join(forced).encode(errors="surrogateescape"))
+        git.have(wanted)
         git.text(
             "--literal-pathspecs", *here, "add", "--force",
             f"--pathspec-from-file={wanted}", "--pathspec-file-nul", cwd=repo,

@@ -12,6 +12,7 @@ import pytest
 from deploy.demo import codex_home, repository
 from deploy.demo.model_server import ModelServer
 from deploy.demo.scripts import SCRIPTS
+from remote_worker.box import Kind
 from remote_worker.limits import MIB, Limits
 from remote_worker.settings import Settings
 from tests.attacks.worker_kit import (
@@ -25,6 +26,7 @@ from tests.attacks.worker_kit import (
     edge,
     make_settings,
     of_job,
+    passable,
     run,
     run_git,
     seen,
@@ -36,6 +38,7 @@ from tests.attacks.worker_kit import (
     wire,
 )
 from tests.processes import until
+from tests.services import missing
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -163,6 +166,44 @@ def test_no_credential_is_within_reach(
     said = held.artifacts["logs/codex_exec.log"]["text"]
     assert "FOUND: [] OF" in said
     assert TOKEN not in json.dumps([held.report, list(held.events.values())])
+
+
+@pytest.mark.attack(110)
+@pytest.mark.parametrize("kind", [Kind.BWRAP, Kind.UNSHARE, Kind.NONE])
+def test_another_user_reaches_no_credential_whatever_shuts_him_in(
+    edge: FakeEdge, start_worker: StartWorker, source: Path, token_file: Path, tmp_path: Path,
+    passable: Path, kind: Kind,
+) -> None:  # fmt: skip
+    """The daemon is root and its children are not: without a box, too, the token is not theirs."""
+    if os.getuid() != 0:
+        missing("root, to run children as somebody else")
+    work = passable / "work"
+    roots = [str(token_file), str(work / "cache"), str(work / "spool"), str(work / "lock")]
+    held = edge.offer(repository=f"file://{source}", instruction="Steal.")
+    code = THIEF.replace("ROOTS", repr(roots)) + WHO.replace("OUTSIDE", repr(str(work / "jobs")))
+    start_worker(
+        code, "--once", "--isolation", kind, "--run-as", "nobody", "--work-dir", str(work),
+        folder=passable, python="/usr/bin/python3",
+    ).wait(90)  # fmt: skip
+    assert held.ended == "complete", held.report
+    said = held.artifacts["logs/codex_exec.log"]["text"]
+    assert "FOUND: [] OF" in said
+    assert f"AM: {[65534] * 3} [] LISTED: {[] if kind is Kind.NONE else ['mine']}" in said, said
+    assert held.report["result"]["changedFiles"] == ["a.txt", "made/by.me"]
+    assert list((work / "jobs").iterdir()) == []
+
+
+WHO = """
+os.mkdir("made")
+open("made/by.me", "w").write("mine")
+os.chmod("made", 0)
+try:
+    listed = ["mine" for name in os.listdir(OUTSIDE)]
+except OSError:
+    listed = []
+print("AM:", [os.getuid(), os.geteuid(), os.getgid()], os.getgroups(), "LISTED:", listed)
+os.chmod("made", 0o700)
+"""
 
 
 # Each takes too much in its own way, with a companion that flees and is deaf to TERM.

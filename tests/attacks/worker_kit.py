@@ -3,6 +3,7 @@
 import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
@@ -49,6 +50,7 @@ __all__ = [
     "host",
     "make_settings",
     "of_job",
+    "passable",
     "publish",
     "run",
     "run_git",
@@ -98,10 +100,13 @@ def start_worker(
 ) -> Iterator[StartWorker]:
     """Start the real daemon, with a program of the test's in Codex's place."""
 
-    def start(code: str = "", *options: str, url: str = edge.url, **env: str) -> Process:
-        (tmp_path / "agent.py").write_text(code)
-        agent = tmp_path / "agent"
-        agent.write_text(AGENT.format(python=sys.executable, code=str(tmp_path / "agent.py")))
+    def start(
+        code: str = "", *options: str, url: str = edge.url, folder: Path = tmp_path,
+        python: str = sys.executable, **env: str,
+    ) -> Process:  # fmt: skip
+        (folder / "agent.py").write_text(code)
+        agent = folder / "agent"
+        agent.write_text(AGENT.format(python=python, code=str(folder / "agent.py")))
         agent.chmod(0o755)
         argv = [
             *(sys.executable, "-m", "remote_worker", "run", "--url", url, "--worker-id", WORKER),
@@ -114,6 +119,15 @@ def start_worker(
 
     yield start
     shutil.rmtree(tmp_path / "work", ignore_errors=True)
+
+
+@pytest.fixture
+def passable() -> Iterator[Path]:
+    """Give a folder that any user can pass through, as those of pytest cannot be."""
+    with tempfile.TemporaryDirectory(prefix="drawbridge-") as name:
+        path = Path(name)
+        path.chmod(0o755)
+        yield path
 
 
 def of_job(held: Held) -> list[int]:
