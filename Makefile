@@ -65,6 +65,10 @@ chaos: $(VENV)/.made ## Break all that can break, and see that no promise does (
 soak: $(VENV)/.made ## Work one worker hard while it and its edge are killed (ARGS="--jobs 500 --seed 1" …)
 	@$(BIN)/python -m tests.soak $(ARGS)
 
+.PHONY: fuzz
+fuzz: $(VENV)/.made ## Make thousands of requests of the edge's own description (ARGS="--seed 1 --cases 300" …)
+	@$(BIN)/python -m tests.fuzz $(ARGS)
+
 .PHONY: openapi
 openapi: $(VENV)/.made ## Write edge_api/openapi.json from the code
 	@$(BIN)/python -m edge_api.openapi

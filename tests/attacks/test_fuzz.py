@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from typing import Any
 
 from hypothesis import example, given, settings
@@ -13,8 +14,9 @@ from edge_api.errors import MalformedJson
 from edge_api.json_body import DEPTH_MAX, INTEGER_MAX, loads
 from edge_api.reception import WHOLE_MAX, Arrival, judge
 
-#: a bounded, reproducible cut
-FUZZ = settings(max_examples=800, deadline=None, derandomize=True, database=None)
+#: a bounded, reproducible cut; `make fuzz` asks for more of it, with a seed of its own
+MORE = int(os.environ.get("FUZZ_INPUTS", "0"))
+FUZZ = settings(max_examples=MORE or 800, deadline=None, derandomize=not MORE, database=None)
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
