@@ -47,7 +47,11 @@ class RabbitMQ(Server):
         """Start port mapper and node."""
         if self.process is None:
             self._start_epmd()
-        return super().start()
+        try:
+            return super().start()
+        finally:
+            if self.process is None:
+                self.stop()
 
     def stop(self) -> None:
         """End both."""

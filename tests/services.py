@@ -27,7 +27,8 @@ __all__ = ["Postgres", "Process", "Valkey", "free_port", "missing", "until"]
 
 #: How a skip says that CI would have failed instead; the summary looks for it.
 AT_HOME: Final = "at home: "
-START_S: Final = 30.0
+#: Generous, for a server beside other tests on a busy machine; nobody waits longer than it takes.
+START_S: Final = 80.0
 #: A free port may be gone before the server has it.
 PORT_TRIES: Final = 5
 
@@ -87,10 +88,14 @@ class Server:
         first = not self._log.exists()
         for left in reversed(range(PORT_TRIES if first else 1)):
             process = self._spawn()
-            if self._serves(process):
-                self.process = process
-                return self
-            process.close()
+            try:
+                if self._serves(process):
+                    self.process = process
+                    return self
+            finally:
+                # also when it neither answers nor ends: nobody else would end it
+                if self.process is None:
+                    process.close()
             if not left:
                 pytest.fail(f"{self.name} did not start: {process.tail()}")
             self.port = free_port()
@@ -119,7 +124,11 @@ class Server:
         return self.folder / "server.log"
 
     def _serves(self, process: Process) -> bool:
-        until(lambda: process.returncode is not None or self.answers(), START_S, self.name)
+        until(
+            lambda: process.returncode is not None or self.answers(),
+            START_S,
+            lambda: f"{self.name}: {process.tail()}",
+        )
         return process.returncode is None
 
     def _spawn(self) -> Process:
