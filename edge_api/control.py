@@ -8,7 +8,7 @@ from typing import Any
 from flask.views import MethodView
 
 from broker.records import Orders
-from edge_api.auth import Kind, principal, source
+from edge_api.auth import Kind, principal, proof, source
 from edge_api.control_fields import ConcurrencyArgs, ControlArgs, ControlSchema, StandingSchema
 from edge_api.services import current_services
 from edge_api.smorest import PREFIX, Blueprint
@@ -33,8 +33,11 @@ class Control(MethodView):
         """
         services = current_services()
         worker_id, known = principal().worker, args["cursor"]
+        prove = proof()
 
         def look() -> Orders | None:
+            # whose credential is revoked while he waits shall hear of it now
+            prove()
             standing = services.queue.orders.read(worker_id, after=known)
             return standing if standing.cursor > known else None
 

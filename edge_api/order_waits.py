@@ -54,9 +54,9 @@ class OrderWaits:
                 while (found := look()) is None and (left := until - time.monotonic()) > 0:
                     if self._stopped.is_set():
                         break
+                    self._seen(worker_id)
                     event.wait(min(left, LOOK_EVERY_S * random.uniform(*JITTER)))  # noqa: S311
                     event.clear()
-                    self._seen(worker_id)
                 return found
             finally:
                 self._leave(worker_id, event)

@@ -274,6 +274,7 @@ class Waiting:
                 except DrawbridgeError:
                     waiter.wake = wake
                     raise
+            self._seen(waiter.request.worker_id)
             every = max(self._look_every_s, len(self._waiters) / LOOKS_PER_S)
             try:
                 if jobs := self._try(waiter.request):
@@ -286,7 +287,6 @@ class Waiting:
             if rest <= 0:
                 break
             waiter.event.wait(min(rest, every * random.uniform(*JITTER)))  # noqa: S311
-            self._seen(waiter.request.worker_id)
             with self._lock:
                 wake, waiter.wake = waiter.wake, None
                 waiter.event.clear()

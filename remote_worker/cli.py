@@ -20,7 +20,7 @@ from remote_worker.handlers import load
 from remote_worker.handlers.context import Handler
 from remote_worker.options import PREFIX, common, option, settings_of
 from remote_worker.redact import Redactor
-from remote_worker.settings import Settings, read_token
+from remote_worker.settings import Settings, TokenFile
 from remote_worker.spool import Spool
 from remote_worker.wire import Identity, Wire
 
@@ -170,7 +170,7 @@ def check(*, as_json: bool, log_format: str, **options: Any) -> None:
 def _connect(settings: Settings) -> tuple[Wire, Callable[[], Redactor]]:
     """Return the edge, and how to make a redactor that knows every secret there is now."""
     try:
-        token = read_token(settings.token_file)
+        token = TokenFile(settings.token_file)
     except Misconfigured as error:
         raise click.UsageError(str(error)) from None
     try:
@@ -183,7 +183,7 @@ def _connect(settings: Settings) -> tuple[Wire, Callable[[], Redactor]]:
 
     def make_redactor() -> Redactor:
         known = (*settings.passed_secrets(), *codex.secrets(settings))
-        return Redactor([token, *known, *credentials.secrets(settings)])
+        return Redactor([*token.known, *known, *credentials.secrets(settings)])
 
     wire = Wire(
         settings.url, token=token, identity=identity, proxy=settings.proxy, ca_file=settings.ca_file

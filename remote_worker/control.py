@@ -22,6 +22,7 @@ FEATURE = "control"
 _LOOK_S = 30.0
 #: at least between two calls that found nothing, whatever the edge does
 _PAUSE_S = 0.5
+_UNAUTHORIZED = 401
 _MISSING = frozenset({404, 405})
 
 
@@ -35,12 +36,17 @@ class Control:
         wait_s: int,
         needed: Callable[[], bool],
         obey: Callable[[Standing], None],
+        locked_out: Callable[[], None] = lambda: None,
     ) -> None:
-        """Obey what comes; wait for it only while ``needed``: a job runs, or nothing is claimed."""
+        """Obey what comes; wait for it only while ``needed``: a job runs, or nothing is claimed.
+
+        ``locked_out`` hears that the edge no longer takes the credential.
+        """
         self._client = client
         self._wait_s = wait_s
         self._needed = needed
         self._obey = obey
+        self._locked_out = locked_out
         self._cursor = 0
         self._news = threading.Event()
         self._stop = threading.Event()
@@ -87,6 +93,8 @@ class Control:
                     log.info("the edge gives no orders: %s", no, extra={"action": "control"})
                     return
                 tries += 1
+                if no.status == _UNAUTHORIZED:
+                    self._locked_out()
                 log.warning("no orders heard: %s", no, extra={"action": "control"})
                 self._stop.wait(self._client.pause_s(tries))
             else:

@@ -78,8 +78,9 @@ class Daemon:
         self._control: Control | None = None
         if FEATURE in welcome.features:
             self._control = Control(
-                client, wait_s=wait_s, needed=self._needs_orders, obey=self._obey
-            )
+                client, wait_s=wait_s, needed=self._needs_orders, obey=self._obey,
+                locked_out=self._locked_out,
+            )  # fmt: skip
         #: how the jobs so far ended here
         self.endings: Counter[str] = Counter()
         self._exit = EXIT_OK
@@ -187,6 +188,11 @@ class Daemon:
         for run in self.slots.running():
             if run.job.id in standing.cancels:
                 run.lease.cancel()
+
+    def _locked_out(self) -> None:
+        """Have each job's next heartbeat at once: it tells whether the work must stop."""
+        for run in self.slots.running():
+            run.lease.look()
 
     def _stopping(self) -> bool:
         """Say whether children are to be stopped."""

@@ -60,6 +60,7 @@ class Lease:
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._beating = threading.Lock()
+        self._due = threading.Event()
         self._deadline: float | None = None
         #: when the last heartbeat that renewed was sent
         self._renewed: float | None = None
@@ -103,6 +104,7 @@ class Lease:
     def stop(self) -> None:
         """End the heartbeats; the lease is left to whatever the last report made of it."""
         self._stop.set()
+        self._due.set()
         if self._thread is not None:
             self._thread.join()
 
@@ -133,6 +135,10 @@ class Lease:
             log.info("cancel requested", extra={"action": "cancel", "job_id": self._job.id})
             self._cancelled = True
 
+    def look(self) -> None:
+        """Let the next heartbeat be now."""
+        self._due.set()
+
     def end(self) -> None:
         """Learn from another call that the edge has ended the lease."""
         self._ended = True
@@ -152,7 +158,11 @@ class Lease:
     def _run(self) -> None:
         """Renew until stopped or ended."""
         every = self._terms.interval_s
-        while not self._ended and not self._stop.wait(self._terms.draw(every * 0.9, every * 1.1)):
+        while not self._ended:
+            self._due.wait(self._terms.draw(every * 0.9, every * 1.1))
+            self._due.clear()
+            if self._stop.is_set():
+                return
             self._beat()
 
     def _beat(self) -> bool:

@@ -155,6 +155,31 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
+class TokenFile:
+    """The worker's token: as the edge last took it, or as its owner has replaced it since."""
+
+    def __init__(self, path: Path) -> None:
+        """Raise Misconfigured when the file holds none."""
+        self._path = path
+        #: all there were, the one to use last; none of them gets into a log
+        self.known: tuple[str, ...] = (read_token(path),)
+
+    @property
+    def current(self) -> str:
+        """Return the token to use."""
+        return self.known[-1]
+
+    def replaced(self, refused: str) -> bool:
+        """Look into the file again after a refusal; say whether there is another to be tried."""
+        try:
+            found = read_token(self._path)
+        except Misconfigured:
+            return False
+        if found != self.current:
+            self.known = (*self.known[-1:], found)
+        return found != refused
+
+
 def read_token(path: Path, *, way_out: str = _MADE_AT_EDGE) -> str:
     """Return the token; a file that others may read is refused, for it keeps no secret."""
     try:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, Protocol
 
 import requests
 
@@ -27,7 +27,19 @@ ANSWER_S = 15.0
 CURSOR = "Bridge-Control-Cursor"
 _MAX_RETRY_AFTER_S = 600.0
 _AGAIN = frozenset({408, 425, 429})
+_UNAUTHORIZED = 401
 _SERVER_ERROR = 500
+
+
+class Token(Protocol):
+    """What an edge is shown."""
+
+    @property
+    def current(self) -> str:
+        """Return the token to use."""
+
+    def replaced(self, refused: str) -> bool:
+        """Say whether there is another than the one that was refused."""
 
 
 class Session(requests.Session):
@@ -47,7 +59,7 @@ class Transport:
     def __init__(
         self,
         *,
-        token: str,
+        token: Token,
         version: str,
         proxy: str | None = None,
         ca_file: Path | None = None,
@@ -73,13 +85,30 @@ class Transport:
         connect_s: float = CONNECT_S,
         read_s: float = ANSWER_S,
     ) -> Mapping[str, object]:
-        """Ask once and return the edge's JSON object."""
+        """Ask once and return the edge's JSON object; once more where the token was replaced."""
+        token = self._token.current
+        headers = dict(headers or {})
+        try:
+            return self._ask(method, url, token, data, headers, connect_s, read_s)
+        except Refused as no:
+            if no.status != _UNAUTHORIZED or not self._token.replaced(token):
+                raise
+            if isinstance(data, MultipartBody):
+                raise Unanswered("the token was replaced while a file was on its way") from no
+            token = self._token.current
+            return self._ask(method, url, token, data, headers, connect_s, read_s)
+
+    def _ask(
+        self, method: str, url: str, token: str, data: bytes | MultipartBody | None,
+        headers: dict[str, str], connect_s: float, read_s: float,
+    ) -> Mapping[str, object]:  # fmt: skip
+        """Ask with one token."""
         try:
             with self._session().request(
                 method,
                 url,
                 data=data,
-                headers=dict(headers or {}),
+                headers={"Authorization": f"Bearer {token}", **headers},
                 timeout=(connect_s, read_s),
                 allow_redirects=False,
                 stream=True,
@@ -116,7 +145,6 @@ class Transport:
                 session.verify = str(self._ca_file)
             session.headers.update(
                 {
-                    "Authorization": f"Bearer {self._token}",
                     "Accept": "application/json",
                     "User-Agent": f"drawbridge-worker/{self._version}",
                 }

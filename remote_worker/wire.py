@@ -22,7 +22,7 @@ from remote_worker.job import (
     parse_welcome,
 )
 from remote_worker.settings import PREFIX
-from remote_worker.transport import ANSWER_S, CONNECT_S, Transport
+from remote_worker.transport import ANSWER_S, CONNECT_S, Token, Transport
 
 #: The edge answers an empty wait in time; beyond this the connection is taken for dead.
 _WAIT_MARGIN_S = 10.0
@@ -45,7 +45,7 @@ class Wire:
         self,
         url: str,
         *,
-        token: str,
+        token: Token,
         identity: Identity,
         proxy: str | None = None,
         ca_file: Path | None = None,

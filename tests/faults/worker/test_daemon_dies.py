@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from edge_api import order_waits
 from tests import lossy as fates
 from tests.contract.edge.conftest import Caller, Edge
 from tests.faults.worker.conftest import WORKER, Start
@@ -109,18 +110,46 @@ def test_unfinished_work_of_a_killed_daemon_is_given_up_at_once(
     assert list((tmp_path / "work" / "jobs").iterdir()) == []
 
 
-def test_a_revoked_token_stops_the_child_and_the_daemon(
-    start: Start, lossy: Lossy, user: Caller, tmp_path: Path
-) -> None:
-    user.post("/jobs", {"type": "child", "payload": {"gate": str(tmp_path / "no")}})
-    daemon = start(lease_seconds=6)
-    child = until(lambda: running_child(tmp_path), 60, what="the child runs")
+@pytest.mark.parametrize("busy", [True, False], ids=["with a job", "idle"])
+def test_a_revoked_token_stops_the_child_and_the_daemon_at_the_edges_next_look(
+    start: Start, lossy: Lossy, edge: Edge, user: Caller, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, *, busy: bool,
+) -> None:  # fmt: skip
+    # neither a heartbeat nor a new call is due for a long time: calls that wait must hear of it
+    monkeypatch.setattr(order_waits, "LOOK_EVERY_S", 0.3)
+    monkeypatch.setattr(edge.services.waiting, "_look_every_s", 0.3)
+    child = None
+    if busy:
+        user.post("/jobs", {"type": "child", "payload": {"gate": str(tmp_path / "no")}})
+    daemon = start(lease_seconds=3600, wait_seconds=50)
+    if busy:
+        child = until(lambda: running_child(tmp_path), 60, what="the child runs")
+    until(lambda: "control" in lossy.calls if busy else "claim" in lossy.calls, 60)
     [token] = user.get("/workers/tokens").json["items"]
     user.post(f"/workers/tokens/{token['id']}/revoke")
-    until(lambda: not alive(child), 60, what="the child is stopped")
-    assert daemon.wait(60) == 4
+    if child is not None:
+        until(lambda: not alive(child), 40, what="the child is stopped")
+    assert daemon.wait(40) == 4
+    assert "the edge refuses this worker: 401" in daemon.output()
     # and so it is at the start
     assert start().wait(60) == 4
+
+
+def test_a_token_that_is_rotated_is_taken_up_without_a_restart(
+    start: Start, user: Caller, token_file: Path, tmp_path: Path
+) -> None:
+    gate = tmp_path / "gate"
+    job = user.post("/jobs", {"type": "child", "payload": {"gate": str(gate), "n": 7}}).json
+    daemon = start("--once", lease_seconds=120)
+    child = until(lambda: running_child(tmp_path), 60, what="the child runs")
+    [token] = user.get("/workers/tokens").json["items"]
+    rotated = user.post(f"/workers/tokens/{token['id']}/rotate", {"overlapSeconds": 3600}).json
+    token_file.write_text(rotated["token"] + "\n")
+    user.post(f"/workers/tokens/{token['id']}/revoke")
+    gate.touch()
+    assert daemon.wait(60) == 0
+    assert not alive(child)
+    assert user.get(f"/jobs/{job['id']}").json["result"] == {"n": 7}
 
 
 def ending(path: Path) -> str:

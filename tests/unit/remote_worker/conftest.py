@@ -19,7 +19,7 @@ from remote_worker.settings import Settings
 from remote_worker.spool import Spool
 from remote_worker.wire import Identity, Wire
 from tests import jobtypes
-from tests.unit.remote_worker.edge import TOKEN, WORKER, FakeEdge, Held
+from tests.unit.remote_worker.edge import TOKEN, WORKER, FakeEdge, Held, Shown
 
 Run = Callable[..., Held]
 
@@ -57,7 +57,7 @@ def job_types(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def wire(edge: FakeEdge) -> Wire:
     identity = Identity(worker_id=WORKER, instance_id="instance-1", version="1.2.3")
-    return Wire(edge.url, token=TOKEN, identity=identity)
+    return Wire(edge.url, token=Shown(), identity=identity)
 
 
 @pytest.fixture

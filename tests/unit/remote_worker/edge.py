@@ -35,6 +35,16 @@ class Answer:
     cut: bool = False
 
 
+@dataclass(frozen=True)
+class Shown:
+    """A token that nobody replaces."""
+
+    current: str = TOKEN
+
+    def replaced(self, _refused: str) -> bool:
+        return False
+
+
 def refusal(status: int, code: str) -> Answer:
     """Return the contract's error."""
     return Answer(status, json.dumps({"detail": {"code": code, "message": "no"}}).encode())
@@ -72,6 +82,7 @@ class FakeEdge:
         self.waiting: list[JSON] = []
         self.replay: dict[str, JSON] = {}
         self.drain = False
+        self.token = TOKEN
         #: nothing is answered but by a proxy that says so
         self.silent = False
         self.features = ["release"]
@@ -153,7 +164,7 @@ class FakeEdge:
                 return special
             if call.path in ("/healthz", "/readyz"):
                 return _ok({"status": "ok"})
-            if call.headers.get("Authorization") != f"Bearer {TOKEN}":
+            if call.headers.get("Authorization") != f"Bearer {self.token}":
                 return refusal(401, "worker_auth_failed")
             if call.body and call.body.get("workerId") != WORKER:
                 return refusal(403, "worker_not_authorized")

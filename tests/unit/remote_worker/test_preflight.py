@@ -10,7 +10,7 @@ import pytest
 from remote_worker.preflight import GIT_MIN, Gate, Passed, check
 from remote_worker.settings import Settings
 from remote_worker.wire import Identity, Wire
-from tests.unit.remote_worker.edge import WORKER, Answer, FakeEdge, error_page, refusal
+from tests.unit.remote_worker.edge import WORKER, Answer, FakeEdge, Shown, error_page, refusal
 
 
 @pytest.fixture
@@ -191,7 +191,7 @@ def test_an_edge_that_will_not_do(
 
 def test_nobody_there(settings: Settings) -> None:
     who = Identity(worker_id=WORKER, instance_id="i", version="1")
-    passed = check(settings, Wire("http://127.0.0.1:1", token="t", identity=who))
+    passed = check(settings, Wire("http://127.0.0.1:1", token=Shown(), identity=who))
     assert [g.name for g in passed.gates if not g.ok] == ["edge"]
     assert passed.welcome is None
 

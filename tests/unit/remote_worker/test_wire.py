@@ -10,8 +10,17 @@ import pytest
 from remote_worker.artifacts import seal
 from remote_worker.errors import Refused, Unanswered
 from remote_worker.job import Event, Job
+from remote_worker.settings import TokenFile
 from remote_worker.wire import Identity, Wire
-from tests.unit.remote_worker.edge import TOKEN, WORKER, Answer, FakeEdge, error_page, refusal
+from tests.unit.remote_worker.edge import (
+    TOKEN,
+    WORKER,
+    Answer,
+    FakeEdge,
+    Shown,
+    error_page,
+    refusal,
+)
 
 
 def claim(wire: Wire, *, key: str = "k", max_jobs: int = 1) -> list[Job]:
@@ -105,7 +114,7 @@ def test_a_refusal_is_final_and_has_a_code(
 def test_another_token_is_refused(edge: FakeEdge) -> None:
     who = Identity(worker_id=WORKER, instance_id="i", version="1")
     with pytest.raises(Refused, match="401"):
-        claim(Wire(edge.url, token="wrong", identity=who))
+        claim(Wire(edge.url, token=Shown("wrong"), identity=who))
 
 
 @pytest.mark.parametrize(
@@ -131,7 +140,7 @@ def test_retry_after(wire: Wire, edge: FakeEdge, value: str, low: float, high: f
 def test_nobody_there_is_no_answer() -> None:
     who = Identity(worker_id=WORKER, instance_id="i", version="1")
     with pytest.raises(Unanswered):
-        claim(Wire("http://127.0.0.1:1", token=TOKEN, identity=who))
+        claim(Wire("http://127.0.0.1:1", token=Shown(), identity=who))
 
 
 def test_the_environment_has_no_say(
@@ -148,7 +157,7 @@ def test_the_environment_has_no_say(
 
 def test_an_url_with_the_prefix_is_the_same(edge: FakeEdge) -> None:
     who = Identity(worker_id=WORKER, instance_id="i", version="1")
-    assert claim(Wire(f"{edge.url}/api/queue/", token=TOKEN, identity=who)) == []
+    assert claim(Wire(f"{edge.url}/api/queue/", token=Shown(), identity=who)) == []
 
 
 def test_every_call_on_a_job_names_worker_and_lease(
@@ -177,7 +186,7 @@ def test_every_call_on_a_job_names_worker_and_lease(
 def test_a_drip_ends_in_time(edge: FakeEdge) -> None:
     times = iter([0.0, 100.0])
     who = Identity(worker_id=WORKER, instance_id="i", version="1")
-    wire = Wire(edge.url, token=TOKEN, identity=who, clock=lambda: next(times))
+    wire = Wire(edge.url, token=Shown(), identity=who, clock=lambda: next(times))
     with pytest.raises(Unanswered, match="in time"):
         claim(wire)
 
@@ -195,4 +204,43 @@ def test_a_flood_is_cut(wire: Wire, edge: FakeEdge, monkeypatch: pytest.MonkeyPa
 def test_a_redirect_to_nowhere_is_no_answer(wire: Wire, edge: FakeEdge) -> None:
     edge.instead("/claim", Answer(302, b"{}", (("Location", "http://["),)))
     with pytest.raises(Unanswered):
+        claim(wire)
+
+
+def test_a_token_that_was_replaced_is_used_without_a_restart(
+    edge: FakeEdge, token_file: Path, tmp_path: Path
+) -> None:
+    who = Identity(worker_id=WORKER, instance_id="i", version="0")
+    known = TokenFile(token_file)
+    wire = Wire(edge.url, token=known, identity=who)
+    assert claim(wire) == []
+    edge.token = "drb_wkr_another"
+    # until its owner has put the new one there, it is refused, and asked for once a call
+    with pytest.raises(Refused, match="401"):
+        claim(wire)
+    asked = len(edge.calls)
+    token_file.write_text("drb_wkr_another\n")
+    assert claim(wire) == []
+    assert len(edge.calls) == asked + 2
+    assert claim(wire) == []
+    assert len(edge.calls) == asked + 3
+    # neither of them gets into a log
+    assert known.known == (TOKEN, "drb_wkr_another")
+    # a file cannot be sent twice from its middle: the client sends it again
+    held = edge.offer("echo")
+    file = tmp_path / "file"
+    file.write_text("text")
+    edge.token = "drb_wkr_third"
+    token_file.write_text("drb_wkr_third\n")
+    [job] = claim(wire, key="k2")
+    edge.token = "drb_wkr_fourth"
+    token_file.write_text("drb_wkr_fourth\n")
+    with pytest.raises(Unanswered, match="replaced"):
+        wire.upload(job, seal("logs/x", file))
+    assert wire.upload(job, seal("logs/x", file)) == "artifact-logs/x"
+    assert held.artifacts["logs/x"]["text"] == "text"
+    # a file that holds none, or that others may read, replaces nothing
+    edge.token = "drb_wkr_fifth"
+    token_file.write_text("")
+    with pytest.raises(Refused, match="401"):
         claim(wire)
