@@ -35,7 +35,8 @@ Row = tuple[str, dict[str, Json]]
 def canvas_of(envelope: Mapping[str, Any] | None) -> dict[str, Json] | None:
     """Count what hangs on a task: links, errbacks, whether a chain goes on, whether a chord waits.
 
-    None when nothing does. Kept beside the job, so that ending it need not read the envelope.
+    And its stamps, by which it can be revoked. None when there is nothing. Kept beside the job, so
+    that ending it need not read the envelope.
     """
     if envelope is None:
         return None
@@ -46,7 +47,22 @@ def canvas_of(envelope: Mapping[str, Any] | None) -> dict[str, Json] | None:
         "chain": bool(embed.get("chain")),
         "chord": bool(embed.get("chord")),
     }
+    if stamps := stamps_of(envelope.get("headers") or {}):
+        counts["stamps"] = stamps
     return counts if any(counts.values()) else None
+
+
+def stamps_of(headers: Mapping[str, Json]) -> dict[str, list[Json]]:
+    """Return the stamps of a task by their headers; what is no word or number is none."""
+    names, stamps = headers.get("stamped_headers"), headers.get("stamps")
+    if not isinstance(names, list) or not isinstance(stamps, dict):
+        return {}
+    found: dict[str, list[Json]] = {}
+    for name in names:
+        if isinstance(name, str) and name in stamps:
+            values = stamps[name] if isinstance(stamps[name], list) else [stamps[name]]
+            found[name] = [one for one in values if isinstance(one, (str, int, float))]
+    return found
 
 
 def celery_retries(job: Job) -> int:

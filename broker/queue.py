@@ -27,7 +27,7 @@ from broker.errors import (
 from broker.expiry import Expiry
 from broker.holding import Holding
 from broker.indexing import Indexer
-from broker.ledger import intake, jobs, migrate, orders, transitions, workers
+from broker.ledger import cancels, intake, jobs, migrate, orders, workers
 from broker.ledger.engine import Ledger
 from broker.orders import OrderBook
 from broker.policy import Eligibility
@@ -108,17 +108,26 @@ class JobQueue(Holding):
         return outcomes
 
     def cancel(
-        self, job_id: str, *, reason: str | None = None, requested_by: str | None = None
+        self,
+        job_id: str,
+        *,
+        reason: str | None = None,
+        requested_by: str | None = None,
+        stop: bool = True,
     ) -> Job:
-        """Cancel a queued job, or ask a running one's worker to stop; again gives the same job."""
+        """Cancel a queued job, or ask a running one's worker to stop; again gives the same job.
+
+        Without ``stop`` a running one goes on, but has no attempt after this one.
+        """
         with self.ledger.write() as conn:
             holder = orders.bump(conn, job_id)
             job = jobs.get(conn, job_id, lock=True)
             if job is None:
                 raise JobNotFound
-            job = transitions.request_cancel(
-                conn, job, reason=reason, requested_by=requested_by, now=self.clock.now()
-            )
+            job = cancels.request(
+                conn, job, reason=reason, requested_by=requested_by, stop=stop,
+                now=self.clock.now(),
+            )  # fmt: skip
             standing = None if holder is None else orders.read(conn, holder)
         self.index.put([job])
         if standing is not None:

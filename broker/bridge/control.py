@@ -20,7 +20,7 @@ from kombu.matcher import match
 from broker.bridge.answers import REVOKES, Answers
 from broker.bridge.commands import Commands
 from broker.bridge.nodes import Fleet
-from broker.bridge.revokes import Revokes
+from broker.bridge.revokes import Revoke, Revokes
 from broker.records import Json
 
 logger = logging.getLogger(__name__)
@@ -93,7 +93,7 @@ class Mailbox:
         try:
             method, arguments = str(body["method"]), body.get("arguments") or {}
             if method in REVOKES:
-                self._revokes.hear(_ids(method, arguments))
+                self._revokes.hear(Revoke.read(method, arguments))
             if method == "heartbeat":
                 self._fleet.beat()
             if body.get("reply_to") or self._commands.knows(method):
@@ -137,13 +137,6 @@ def _addressed(body: Mapping[str, Any]) -> Callable[[str], bool]:
     return lambda _name: True
 
 
-def _ids(method: str, arguments: Mapping[str, Any]) -> list[str]:
-    if method == "revoke_by_stamped_headers":
-        return []
-    found = arguments.get("task_id") or ()
-    return [found] if isinstance(found, str) else [str(one) for one in found]
-
-
 def quiet_revokes() -> None:
     """Make this process's own revoke handlers leave the result backend alone (celery.md §3.4).
 
@@ -156,7 +149,7 @@ def quiet_revokes() -> None:
         worker_state.revoked.update(ids)
         return {"ok": f"tasks {', '.join(ids)} flagged as revoked"}
 
-    def by_headers(_state: Any, **_arguments: Any) -> Json:
-        return {"error": "the bridge does not revoke by stamped headers"}
+    def by_headers(_state: Any, headers: Any = None, **_arguments: Any) -> Json:
+        return {"ok": f"headers {headers} flagged as revoked"}
 
     Panel.data.update(revoke=revoke, terminate=revoke, revoke_by_stamped_headers=by_headers)

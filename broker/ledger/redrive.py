@@ -69,7 +69,7 @@ def redrive(
         to: dict[str, Any] = {
             "status": target(job.status, Trigger.REDRIVE), "run": job.run + 1, "attempt": 1,
             "claimed_by": None, "reason": None, "finished_at": None, "next_attempt_at": due,
-            "canvas": _left(canvas), "checkpoint": None,
+            "canvas": _left(canvas), "checkpoint": None, "cancel_reason": None,
         }  # fmt: skip
         if requested_by is not None:
             to["requested_by"] = requested_by
@@ -94,6 +94,6 @@ def may_be_redriven(job: Job) -> bool:
 
 
 def _left(canvas: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    if canvas is None or not canvas["links"]:
+    if canvas is None or not (canvas["links"] or canvas.get("stamps")):
         return None
-    return {"links": canvas["links"], "errbacks": 0, "chain": False, "chord": False}
+    return {**canvas, "errbacks": 0, "chain": False, "chord": False}

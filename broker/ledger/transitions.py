@@ -20,7 +20,7 @@ from broker.ledger import events, outbox
 from broker.ledger.attempts import end_attempt
 from broker.ledger.moves import END_LEASE, Moved, Sql, transition
 from broker.records import Holder, Job
-from broker.states import TERMINAL, Status, Trigger, target
+from broker.states import Status, Trigger, target
 
 #: a worker may ask for a later retry than ours, up to this
 RETRY_AFTER_MAX_S = 3600.0
@@ -74,6 +74,8 @@ def fail(
         "traceback": error["traceback"],
     }  # fmt: skip
     if retryable and job.attempt < job.max_attempts:
+        if is_unwanted(job):
+            return cancel(conn, job, now=now, digest=digest)
         delay_s = retry_delay_s(job.id, job.attempt)
         if retry_after_s is not None:
             delay_s = min(RETRY_AFTER_MAX_S, retry_after_s)
@@ -94,6 +96,8 @@ def lose(conn: sa.Connection, job: Job, *, now: datetime) -> Job:
         "traceback": None,
     }
     if job.attempt < job.max_attempts:
+        if is_unwanted(job):
+            return cancel(conn, job, now=now)
         due = told + timedelta(seconds=lease_lost_delay_s(job.id, job.attempt))
         return _retry(conn, job, Trigger.LOSE, due, said, now)
     return _fail_for_good(conn, job, Trigger.LOSE_LAST, said, now, worker=None)
@@ -114,37 +118,13 @@ def release(
     A ``checkpoint`` reaches the next holder; without one, the last one does.
     """
     now = not_before(job, now)
-    if job.cancel_requested_at is not None:
+    if is_unwanted(job):
         return cancel(conn, job, now=now, digest=digest)
     left = {} if checkpoint is None else {"checkpoint": checkpoint}
     moved = _move(conn, job, Trigger.RELEASE, now, digest=digest, claimed_by=None, **left)
     _end(conn, moved, outcome, now, reason)
     payload = {"outcome": outcome, "reason": reason, "workerId": job.claimed_by}
     return _tell(conn, moved, "Job released", payload, [], now)
-
-
-def request_cancel(
-    conn: sa.Connection, job: Job, *, reason: str | None, requested_by: str | None, now: datetime
-) -> Job:
-    """Cancel a queued job, or ask the holder of a running one to stop; a repeat changes nothing.
-
-    Raises:
-        JobStateConflict: it has ended otherwise.
-    """
-    if job.status is Status.CANCELLED or job.cancel_requested_at is not None:
-        if job.status in TERMINAL and job.status is not Status.CANCELLED:
-            raise JobStateConflict(f"The job is {job.status}")
-        return job
-    if job.status in TERMINAL:
-        raise JobStateConflict(f"The job is {job.status}")
-    asked: dict[str, Any] = {"cancel_requested_at": now, "cancel_reason": reason}
-    if requested_by is not None:
-        asked["requested_by"] = requested_by
-    if job.status is Status.QUEUED:
-        return cancel(conn, job, now=now, **asked)
-    moved = transition(conn, [job.id], now=now, to=asked)[0]
-    payload = {"reason": reason, "requestedBy": requested_by}
-    return _tell(conn, moved, "Cancel requested", payload, [], now)
 
 
 def acknowledge_cancel(
@@ -179,9 +159,15 @@ def cancel(
     )  # fmt: skip
     if running:
         _end(conn, moved, "cancelled", now, message)
-    told = effects.revoked(moved.job, moved.canvas, now, terminated=running)
+    stopped = running and job.cancel_requested_at is not None
+    told = effects.revoked(moved.job, moved.canvas, now, terminated=stopped)
     payload = {"reason": moved.job.cancel_reason or reason, "message": message}
     return _tell(conn, moved, "Job cancelled", payload, told, now)
+
+
+def is_unwanted(job: Job) -> bool:
+    """Tell whether a job shall have no attempt after the one that runs."""
+    return job.cancel_requested_at is not None or job.cancel_reason is not None
 
 
 def not_before(job: Job, now: datetime) -> datetime:

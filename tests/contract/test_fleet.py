@@ -7,8 +7,6 @@ import pytest
 
 from broker.bridge.answers import Answers
 from broker.bridge.nodes import OWNER, Fleet
-from broker.bridge.revokes import Revokes
-from broker.catalog import Catalog
 from broker.ledger.engine import Ledger
 from broker.ledger.fleet import backlog
 from broker.policy import Policy
@@ -144,22 +142,6 @@ def test_a_node_answers_like_a_worker(queue: JobQueue, make_fleet: Any):
     assert "error" in answers.to(node, "pool_grow", {"n": 1})
     assert "ok" in answers.to(node, "enable_events", {})
     assert answers.to(node, "hello", {"from_node": "x"}) is None
-
-
-def test_a_revoke_waits_for_its_task_and_never_undoes_an_end(queue: JobQueue, ledger: Ledger):
-    revokes, catalog = Revokes(queue), Catalog(ledger)
-    early, late, ended = (f"3fbb8d6a-51b1-4d5e-9f0f-0a9f6b1d3c1{n}" for n in range(3))
-    revokes.apply(
-        queue.ingest([NewJob(task_id=i, queue="remote", type="t") for i in (late, ended)])
-    )
-    queue.cancel(ended)
-    revokes.hear([early, late, ended])
-    assert revokes.step() == 3
-    assert revokes.step() == 0
-    assert catalog.get(late).status == "cancelled"
-    assert catalog.find(early) is None
-    revokes.apply(queue.ingest([NewJob(task_id=early, queue="remote", type="t")]))
-    assert catalog.get(early).status == "cancelled"
 
 
 def test_the_backlog_counts_queued_jobs_of_one_queue_up_to_a_limit(queue: JobQueue, ledger: Ledger):

@@ -161,6 +161,23 @@ def test_a_task_revoked_before_it_comes_is_cancelled_when_it_comes(bridged: Worl
         sent.get(timeout=GET_S)
 
 
+def test_a_revoke_by_stamps_ends_what_carries_them(bridged: World):
+    stamps = {"stamped_headers": ["order"], "order": ["7", "8"]}
+    waiting = [bridged.send(countdown=3600, **stamps) for _ in range(2)]
+    other = bridged.send(countdown=3600, stamped_headers=["order"], order="9")
+    for sent in (*waiting, other):
+        until(lambda sent=sent: bridged.catalog.find(sent.id), GET_S, "the job")
+    bridged.app.control.revoke_by_stamped_headers({"order": "8"})
+    for sent in waiting:
+        with pytest.raises(TaskRevokedError):
+            sent.get(timeout=GET_S)
+    assert bridged.catalog.find(other.id).status == "queued"
+    later = bridged.send(**stamps)
+    with pytest.raises(TaskRevokedError):
+        later.get(timeout=GET_S)
+    other.revoke()
+
+
 def test_a_running_job_hears_of_a_revoke_and_is_not_overwritten(bridged: World):
     sent = bridged.send()
     job = claim(bridged, sent.id)

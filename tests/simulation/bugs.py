@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
 from typing import Any, Final
 from unittest.mock import patch
@@ -15,7 +15,7 @@ from unittest.mock import patch
 from broker.bridge.fetch import Drain
 from broker.bridge.inbox import Inbox
 from broker.bridge.relay import Relay
-from broker.errors import JobStateConflict, LedgerUnavailable
+from broker.errors import DrawbridgeError, JobStateConflict, LedgerUnavailable
 from broker.indexing import Indexer
 from broker.ledger import holders, outbox
 from broker.ledger.engine import Ledger
@@ -71,7 +71,8 @@ def answer_before_commit() -> Iterator[None]:
 
     def hasty(self: JobQueue, job_id: str, holder: Holder, **said: Any) -> Job:
         for write in later.pop(id(self), []):
-            write()
+            with suppress(DrawbridgeError):  # by then it may be too late for it
+                write()
         with self.ledger.read() as conn:
             job, _ = holders.held(conn, job_id, holder)
         later[id(self)] = [lambda: complete(self, job_id, holder, **said)]
