@@ -29,18 +29,26 @@ class Account:
     def give(self, root: Path) -> None:
         """Let the user have what the daemon made for a job; a link is given, not where it leads.
 
-        A file that has a second name is left alone: the other might be anywhere.
+        A file that has a second name is left alone: the other might be anywhere. Each name is
+        looked up in the open folder that holds it: another job of this user's may put a link in
+        a folder's place meanwhile, and the daemon is root.
         """
-        self._give(root)
-        for folder, folders, files in os.walk(root, followlinks=False):
-            for name in (*folders, *files):
-                self._give(Path(folder, name))
+        above = os.open(root.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            self._give(root.name, above)
+            if not stat.S_ISDIR(os.lstat(root.name, dir_fd=above).st_mode):
+                return
+            for _, folders, files, folder in os.fwalk(root.name, dir_fd=above):
+                for name in (*folders, *files):
+                    self._give(name, folder)
+        finally:
+            os.close(above)
 
-    def _give(self, path: Path) -> None:
-        """Give one."""
-        info = path.lstat()
+    def _give(self, name: str, folder: int) -> None:
+        """Give one name of an open folder."""
+        info = os.lstat(name, dir_fd=folder)
         if info.st_uid != self.uid and (stat.S_ISDIR(info.st_mode) or info.st_nlink == 1):
-            os.chown(path, self.uid, self.gid, follow_symlinks=False)
+            os.chown(name, self.uid, self.gid, dir_fd=folder, follow_symlinks=False)
 
     def sees(self, paths: Iterable[Path]) -> set[Path]:
         """Return which of the paths this user can reach, by the word of the kernel."""
