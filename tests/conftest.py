@@ -13,6 +13,7 @@ import redis
 
 from broker.ledger import migrate
 from deploy.demo import install_codex
+from tests.clusters import Cluster
 from tests.processes import FOREIGN
 from tests.services import AT_HOME, Postgres, Process, Valkey, missing
 
@@ -55,12 +56,24 @@ def valkey_url(valkey_server: Valkey) -> str:
     return valkey_server.url
 
 
-@pytest.fixture(params=["fake", "real"])
+@pytest.fixture(scope="session")
+def valkey_cluster() -> Iterator[Cluster]:
+    """Give the session's cluster of three Valkeys; who stops one makes a cluster of its own."""
+    with Cluster() as cluster:
+        yield cluster
+
+
+@pytest.fixture(params=["fake", "real", "cluster"])
 def reservations_redis(request: pytest.FixtureRequest) -> Iterator[redis.Redis]:
-    """Give an empty Redis: a fake one, then a real one."""
+    """Give an empty Redis: a fake one, then a real one, then a cluster."""
     if request.param == "fake":
         with fakeredis.FakeRedis(decode_responses=True) as client:
             yield client
+        return
+    if request.param == "cluster":
+        cluster: Cluster = request.getfixturevalue("valkey_cluster")
+        cluster.client.flushall()
+        yield cluster.client
         return
     server: Valkey = request.getfixturevalue("valkey_server")
     with server.client() as client:

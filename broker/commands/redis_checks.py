@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -14,6 +16,7 @@ from redis.retry import Retry
 from broker.commands.findings import Finding, Level, age, ok, problem, skipped
 from broker.commands.ledger_checks import offset
 from broker.errors import ReservationsUnavailable
+from broker.reservations.cluster import nodes_of, uncovered
 from broker.reservations.keys import BEAT, QueueKeys, owner
 from broker.reservations.store import Reservations
 
@@ -23,6 +26,8 @@ PASS_MAX_S: Final = 30.0
 #: leases are swept every second
 LAG_MAX_S: Final = 10.0
 TIMEOUT_S: Final = 2.0
+#: of several nodes the worst is told
+_GRAVITY: Final = (Level.OK, Level.SKIPPED, Level.NOTICE, Level.PROBLEM)
 _REDIS: Final = frozenset({"redis", "rediss", "unix"})
 _START_BRIDGE: Final = "Start `drawbridge bridge`, or see in its log what it waits for."
 
@@ -39,12 +44,14 @@ def server(url: str, others: Mapping[str, str]) -> Iterator[Finding]:
     ``others`` are the URLs of Celery's own servers, by what each is called.
     """
     client: Any = Reservations.connect(url).client
+    runs: set[str] = set()
+    found: dict[str, list[Finding]] = defaultdict(list)
     try:
-        asked = time.time()
-        seconds, micros = client.time()
-        yield ok("reservations", f"{place(url)} answers.")
-        yield offset("reservations clock", seconds + micros / 1e6, asked)
-        info: Any = client.info()
+        for name, node in nodes_of(client).items():
+            for one in _node(node, runs):
+                said = f"{name}: {one.message}" if name else one.message
+                found[one.check].append(replace(one, message=said))
+        lost = uncovered(client)
     except (redis.ConnectionError, redis.TimeoutError) as error:
         yield problem(
             "reservations",
@@ -52,16 +59,39 @@ def server(url: str, others: Mapping[str, str]) -> Iterator[Finding]:
             "Start it, or correct DRAWBRIDGE_RESERVATIONS_URL.",
         )
         return
-    except redis.ResponseError as error:
-        # an edge's user may not ask
-        yield skipped("eviction", f"Run it as a user that may call TIME and INFO: {error}")
-        return
     finally:
         client.close()
+    yield _whole(url, lost)
+    for same in found.values():
+        yield max(same, key=lambda one: _GRAVITY.index(one.level))
+    for name, other in others.items() if runs else ():
+        yield _apart(name, other, runs)
+
+
+def _node(client: Any, runs: set[str]) -> Iterator[Finding]:
+    """Look at one server, and note which run of it this is; an edge's user may not ask."""
+    asked = time.time()
+    try:
+        seconds, micros = client.time()
+        yield offset("reservations clock", seconds + micros / 1e6, asked)
+        info: Any = client.info()
+    except redis.ResponseError as error:
+        yield skipped("eviction", f"Run it as a user that may call TIME and INFO: {error}")
+        return
+    runs.add(str(info.get("run_id", "")))
     yield _policy(info)
     yield _version(info)
-    for name, other in others.items():
-        yield _apart(name, other, str(info.get("run_id", "")))
+
+
+def _whole(url: str, lost: int) -> Finding:
+    if lost:
+        return problem(
+            "reservations",
+            f"{place(url)} answers, but no node holds {lost} of its slots: queues there stand "
+            "still.",
+            "Start the node that holds them, or give it a replica; `CLUSTER NODES` names it.",
+        )
+    return ok("reservations", f"{place(url)} answers.")
 
 
 def _policy(info: Mapping[str, Any]) -> Finding:
@@ -85,7 +115,7 @@ def _version(info: Mapping[str, Any]) -> Finding:
     return ok("version", f"The server speaks as Redis {text}.")
 
 
-def _apart(name: str, url: str, run_id: str) -> Finding:
+def _apart(name: str, url: str, runs: Collection[str]) -> Finding:
     """Look that Celery's server is another one: a FLUSHALL or a full memory must not reach both."""
     if urlsplit(url).scheme not in _REDIS:
         return ok(name, f"{place(url)} is no Redis, so it is another server.")
@@ -98,7 +128,7 @@ def _apart(name: str, url: str, run_id: str) -> Finding:
         )
     finally:
         client.close()
-    if info.get("run_id") == run_id:
+    if str(info.get("run_id")) in runs:
         return problem(
             name,
             f"{place(url)} is the server of the reservations: one FLUSHALL or one full memory "

@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 import redis
 
+from broker.reservations.cluster import holder_of
 from broker.reservations.keys import QueueKeys
 from broker.reservations.server import Server
 from broker.reservations.shapes import Placement, parts
 
 #: how long a builder may be silent before another takes over; claims wait for it
 BUILDING_MS: Final = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class _Mark:
+    """Up to when an index is whole, where that stands, and which server says so."""
+
+    key: str
+    moment: int
+    server: str
 
 
 class Generations(Server):
@@ -59,7 +70,7 @@ class Generations(Server):
         ``mark_ms`` is up to when the ledger's changes are in it.
         """
         keys = QueueKeys(queue, generation)
-        mark = f"{mark_ms}:{self._run_id()}"
+        mark = f"{mark_ms}:{self._run_id(queue)}"
         args = [token, keys.prefix, "", keys.pointer, generation, mark]
         with self._guard():
             self._scripts.call("publish", [keys.building, *keys.script_keys[1:]], args)
@@ -84,30 +95,38 @@ class Generations(Server):
     def mark(self, queue: str) -> int | None:
         """Read up to when the ledger's changes are in the index, epoch ms; None when it is lost.
 
-        One that another server wrote counts as lost: restored from a file or taken over by a
-        replica it may lack what came last, renewals of leases above all.
+        One that another server wrote counts as lost: restored from a file, taken over by a replica
+        or moved to another node of a cluster, it may lack what came last, renewals of leases above
+        all.
         """
+        found = self._marked(queue)
+        return None if found is None else found.moment
+
+    def set_mark(self, queue: str, mark_ms: int) -> None:
+        """Say that the ledger's changes are in the index up to a moment; a lost one stays lost."""
+        found = self._marked(queue)
+        if found is not None:
+            with self._guard():
+                self.client.set(found.key, f"{mark_ms}:{found.server}")
+
+    def _marked(self, queue: str) -> _Mark | None:
         generation = self.generation(queue)
         if generation is None:
             return None
+        key = QueueKeys(queue, generation).mark
         with self._guard():
-            value: Any = self.client.get(QueueKeys(queue, generation).mark)
+            value: Any = self.client.get(key)
         moment, _, server = (value or "").partition(":")
-        here = self._run_id() if server else ""
-        return int(moment) if moment and here in {server, ""} else None
+        # asked after the mark was read: a slot that moved meanwhile shows as another server
+        here = self._run_id(queue) if server else ""
+        return _Mark(key, int(moment), here) if moment and here in {server, ""} else None
 
-    def set_mark(self, queue: str, mark_ms: int) -> None:
-        """Say that the ledger's changes are in the index up to a moment."""
-        generation = self.generation(queue)
-        if generation is not None:
-            with self._guard():
-                self.client.set(QueueKeys(queue, generation).mark, f"{mark_ms}:{self._run_id()}")
-
-    def _run_id(self) -> str:
-        """Name the server's run; empty where one may not ask, as an edge."""
+    def _run_id(self, queue: str) -> str:
+        """Name the run of a queue's server; empty where one may not ask, as an edge."""
         with self._guard():
             try:
-                info: Any = self.client.info("server")
+                node = holder_of(self.client, QueueKeys(queue).pointer)
+                info: Any = self.client.info("server", **node)
             except redis.ResponseError:
                 return ""
         return str(info.get("run_id", ""))

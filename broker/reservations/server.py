@@ -1,4 +1,4 @@
-"""The one server that holds the reservations: how it is reached, and when it counts as away."""
+"""The server or cluster with the reservations: how it is reached, and when it counts as away."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import redis
 
 from broker.errors import ReservationsUnavailable
 from broker.reservations.addresses import client_of
+from broker.reservations.cluster import NOT_WHOLE, holder_of
 from broker.reservations.keys import ENDED, ORDERED, ORDERS, REVOKED, SEEN, WAKE_PATTERN
 from broker.reservations.scripts import Scripts
 
@@ -65,14 +66,16 @@ class Server:
             if isinstance(error, redis.TimeoutError):
                 self._down_until = time.monotonic() + BREAK_S
             raise ReservationsUnavailable from error
+        except NOT_WHOLE as error:
+            raise ReservationsUnavailable(f"the cluster is not whole: {error}") from error
         except redis.ResponseError as error:
-            # full memory, a replica, a server that cannot write its own file
+            # full memory, a replica, a slot on its way, a server that cannot write its own file
             raise ReservationsUnavailable(f"Redis refused: {error}") from error
 
     def clock_ms(self) -> float:
-        """Read the server's clock."""
+        """Read the server's clock; of a cluster that of the node that holds what all share."""
         with self._guard():
-            answer: Any = self.client.time()
+            answer: Any = self.client.time(**holder_of(self.client, SEEN))
         return int(answer[0]) * 1000 + int(answer[1]) / 1000
 
     def mark_seen(self, worker_id: str, now_ms: int) -> Told:
@@ -88,10 +91,8 @@ class Server:
     def tell(self, worker_id: str, told: Told) -> None:
         """Let every edge know how a worker's orders stand; what is older changes nothing."""
         with self._guard():
-            pipe = self.client.pipeline(transaction=False)
-            pipe.zadd(ORDERS, {worker_id: 2 * told.cursor + told.drain}, gt=True)
-            pipe.publish(ORDERED, worker_id)
-            pipe.execute()
+            self.client.zadd(ORDERS, {worker_id: 2 * told.cursor + told.drain}, gt=True)
+            self.client.publish(ORDERED, worker_id)
 
     def last_seen(self, *, limit: int) -> dict[str, float]:
         """Read when workers were last seen, epoch ms, the latest first."""

@@ -11,6 +11,7 @@ from broker.queue import JobQueue
 from broker.reservations.store import Reservations
 from broker.settings import QueueSettings
 from broker.upkeep import Upkeep
+from tests.clusters import Cluster
 
 
 class SetClock:
@@ -43,9 +44,17 @@ def clock() -> SetClock:
 
 
 @pytest.fixture
-def reservations(valkey_url: str, clock: SetClock) -> Iterator[Reservations]:
-    """Give empty reservations on a real server."""
-    client = Reservations.connect(valkey_url).client
+def reservations(request: pytest.FixtureRequest, clock: SetClock) -> Iterator[Reservations]:
+    """Give empty reservations: a single server beside SQLite, a cluster beside PostgreSQL.
+
+    Neither store knows the other, so all four pairs would show no more.
+    """
+    if request.getfixturevalue("ledger_url").startswith("sqlite"):
+        client = Reservations.connect(request.getfixturevalue("valkey_url")).client
+    else:
+        cluster: Cluster = request.getfixturevalue("valkey_cluster")
+        client = cluster.new_client()
+        client.flushall()
     made = Reservations(client, now_ms=lambda: to_ms(clock.now()))
     yield made
     made.close()

@@ -23,10 +23,11 @@ from broker.ledger.engine import Ledger
 from broker.ledger.outbox import outbox
 from broker.policy import Policy
 from broker.queue import JobQueue
-from broker.reservations.keys import BEAT, QueueKeys, owner
+from broker.reservations.keys import BEAT, SEEN, QueueKeys, owner
 from broker.reservations.store import Reservations
 from broker.settings import BridgeSettings, QueueSettings, StoreSettings
 from broker.upkeep import Upkeep
+from tests.clusters import Cluster
 from tests.contract.test_queue import claim, new
 from tests.services import Valkey, free_port
 
@@ -134,6 +135,37 @@ def test_a_server_that_drops_keys(patient: Patient, start_valkey: Callable[..., 
     assert "noeviction" in found["eviction"]
     # and it is empty: nobody has built the index, no bridge owns anything
     assert set(found) == {"eviction", "bridge", "maintenance"}
+
+
+@pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
+def test_every_node_of_a_cluster_is_looked_at(patient: Patient, valkey_cluster: Cluster) -> None:
+    away = valkey_cluster.masters[-1]
+    assert set(patient.problems(DRAWBRIDGE_RESERVATIONS_URL=valkey_cluster.url)) == {
+        "bridge", "maintenance",
+    }  # fmt: skip
+    shared = patient.problems(
+        DRAWBRIDGE_RESERVATIONS_URL=valkey_cluster.url, DRAWBRIDGE_BROKER_URL=away.url
+    )
+    assert "celery broker" in shared
+    try:
+        away.ask("CONFIG", "SET", "maxmemory-policy", "allkeys-lru")
+        found = patient.problems(DRAWBRIDGE_RESERVATIONS_URL=valkey_cluster.url)
+        assert f":{away.port}: maxmemory-policy is allkeys-lru" in found["eviction"]
+    finally:
+        away.ask("CONFIG", "SET", "maxmemory-policy", "noeviction")
+
+
+@pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
+def test_a_cluster_that_is_not_whole(patient: Patient) -> None:
+    with Cluster(masters=2) as cluster:
+        slot = cluster.masters[0].ask("CLUSTER", "KEYSLOT", SEEN) ^ 1
+        for node in cluster.masters:
+            node.ask("CLUSTER", "DELSLOTS", slot)
+        found = patient.problems(DRAWBRIDGE_RESERVATIONS_URL=cluster.url)
+        assert "no node holds 1 of its slots" in found["reservations"]
+        cluster.masters[1].kill()
+        found = patient.problems(DRAWBRIDGE_RESERVATIONS_URL=cluster.url)
+        assert f":{cluster.masters[1].port}" in found["reservations"]
 
 
 def test_a_server_shared_with_celery(patient: Patient) -> None:

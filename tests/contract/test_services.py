@@ -28,6 +28,7 @@ child.wait(600)
 """
 
 
+@pytest.mark.parametrize("reservations_redis", ["fake", "real"], indirect=True)
 def test_redis_is_empty_and_knows_lua(reservations_redis: redis.Redis) -> None:
     assert reservations_redis.dbsize() == 0
     reservations_redis.set("left", "behind")

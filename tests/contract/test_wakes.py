@@ -13,6 +13,8 @@ from broker.reservations.shapes import Placement
 from broker.reservations.store import Reservations
 from broker.states import Index
 
+#: who listens at another node of a cluster hears a moment later
+pytestmark = pytest.mark.parametrize("reservations_redis", ["fake", "real"], indirect=True)
 LANE = Lane(queue="remote", type="codex_exec", repository="github.com/o/n", capabilities=())
 
 

@@ -4,6 +4,7 @@ import hashlib
 import io
 import os
 import re
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,9 +14,18 @@ import psycopg
 import pytest
 import redis
 
+from broker.clock import Clock
+from broker.ledger.engine import Ledger
 from broker.ledger.models import Base
-from broker.reservations.keys import SEEN
+from broker.policy import Policy
+from broker.queue import JobQueue
+from broker.records import ClaimRequest, Holder, NewJob
+from broker.reservations.keys import SEEN, QueueKeys
+from broker.reservations.server import Told
 from broker.reservations.store import Reservations
+from broker.settings import QueueSettings
+from broker.upkeep import Upkeep
+from tests.clusters import Cluster, Node
 from tests.contract.edge.conftest import Edge, MakeEdge
 from tests.contract.edge.test_auth import MAY, NOBODY
 from tests.services import Valkey, postgres_binaries, valkey_binary
@@ -24,16 +34,23 @@ DEPLOY = Path(__file__).parents[3] / "deploy"
 SECRET = "only-for-a-test"
 
 
+def started(
+    server: Valkey, *options: str, users: tuple[str, ...] = ("EDGE", "BRIDGE")
+) -> list[str]:
+    """Return the command line by which deploy/redis/start.sh starts a server."""
+    place = ["--bind", "127.0.0.1", "--port", str(server.port), "--dir", str(server.folder)]
+    passwords = [f"{who}_REDIS_PASSWORD={SECRET}" for who in users]
+    env = ["env", f"REDIS_SERVER={valkey_binary()}", f"TMPDIR={server.folder}", *passwords]
+    return [*env, str(DEPLOY / "redis" / "start.sh"), *place, *options]
+
+
 class Guarded(Valkey):
     """A Valkey started by deploy/redis/start.sh."""
 
     name = "guarded"
 
     def argv(self) -> list[str]:
-        place = ["--bind", "127.0.0.1", "--port", str(self.port), "--dir", str(self.folder)]
-        passwords = [f"{who}_REDIS_PASSWORD={SECRET}" for who in ("EDGE", "BRIDGE")]
-        env = ["env", f"REDIS_SERVER={valkey_binary()}", f"TMPDIR={self.folder}", *passwords]
-        return [*env, str(DEPLOY / "redis" / "start.sh"), *place]
+        return started(self)
 
     def client(self, user: str = "bridge") -> redis.Redis:
         return redis.Redis.from_url(self.as_user(user), decode_responses=True)
@@ -213,6 +230,55 @@ def test_the_bridge_user_may_not_flush(guarded: Guarded) -> None:
         for command in (("FLUSHALL",), ("CONFIG", "SET", "maxmemory", "1"), ("KEYS", "*")):
             with pytest.raises(redis.exceptions.NoPermissionError):
                 client.execute_command(*command)
+
+
+class GuardedNode(Node):
+    """A node of a cluster that is started by it."""
+
+    def argv(self) -> list[str]:
+        return started(self, *self.cluster_options, users=("EDGE", "BRIDGE", "ADMIN"))
+
+    @property
+    def url(self) -> str:
+        return f"redis://admin:{SECRET}@127.0.0.1:{self.port}/0"
+
+
+def test_the_same_users_do_it_all_on_a_cluster(migrated_sqlite: Path, tmp_path: Path) -> None:
+    ledger = Ledger(f"sqlite:///{shutil.copy(migrated_sqlite, tmp_path / 'ledger.db')}")
+    with Cluster(GuardedNode) as cluster:
+        cluster.add_replica(cluster.masters[0])
+        edge, bridge = (
+            JobQueue(ledger, store, clock=Clock(store.clock_ms), settings=QueueSettings())
+            for store in (
+                Reservations.connect(cluster.url.replace("//", f"//{user}:{SECRET}@"))
+                for user in ("edge", "bridge")
+            )
+        )
+        job = edge.create(NewJob(task_id="t", queue="remote", type="t", created_by="me"))
+        bridge.reservations.client.delete(QueueKeys("remote").pointer)
+        assert Upkeep(bridge).reconcile()["rebuilt"] == 1
+        store = edge.reservations
+        [held] = edge.claim(ClaimRequest(worker_id="w", policy=Policy(), lease_seconds=60))
+        assert held.id == job.id
+        holder = Holder(worker_id="w", lease_id=held.lease_id)
+        edge.heartbeat(job.id, holder, lease_seconds=60)
+        assert store.progress("remote", {job.id: holder.lease_id or ""}) == {}
+        edge.complete(job.id, holder, result=1)
+        store.revoke("id")
+        assert store.is_revoked("id")
+        store.tell("w", Told(3, drain=True))
+        assert store.mark_seen("w", 1) == Told(3, drain=True)
+        assert list(store.last_seen(limit=9)) == ["w"]
+        assert next(store.wakes(timeout_s=0.1)) is None
+        for generation in (1, 2):
+            bridge.reservations.sweep_generations("remote", generation)
+        for mine in (edge, bridge):
+            client: Any = mine.reservations.client
+            for word in ("FLUSHALL", "CLUSTER RESET", "CLUSTER FAILOVER"):
+                with pytest.raises(redis.exceptions.NoPermissionError):
+                    client.execute_command(*word.split(), target_nodes=client.get_primaries()[0])
+            mine.reservations.close()
+    ledger.close()
 
 
 PRIVILEGES = ("SELECT", "INSERT", "UPDATE", "DELETE", "TRUNCATE", "REFERENCES", "TRIGGER")

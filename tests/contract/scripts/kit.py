@@ -75,7 +75,12 @@ def everything(store: Reservations) -> dict[str, Any]:
         "string": client.get, "hash": client.hgetall, "set": client.smembers,
         "zset": lambda key: client.zrange(key, 0, -1, withscores=True),
     }  # fmt: skip
-    return {key: readers[client.type(key)](key) for key in sorted(client.keys("*"))}
+    return {key: readers[client.type(key)](key) for key in keys_of(client, "*")}
+
+
+def keys_of(client: redis.Redis, pattern: str) -> list[str]:
+    """List the keys that match, of all nodes where there are several."""
+    return sorted(set(client.scan_iter(match=pattern, count=1000)))
 
 
 def where(store: Reservations, number: int) -> dict[Index, float]:
@@ -85,7 +90,7 @@ def where(store: Reservations, number: int) -> dict[Index, float]:
         index: store.client.zscore(prefix + index, f"job{number}")
         for index in (Index.SCHEDULED, Index.GRANTING, Index.RESERVED)
     }
-    for key in store.client.keys(f"{prefix}lane:*"):
+    for key in keys_of(store.client, f"{prefix}lane:*"):
         score = store.client.zscore(key, f"{number:016d}:job{number}")
         if score is not None:
             found[Index.READY] = score
