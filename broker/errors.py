@@ -101,6 +101,10 @@ class DigestMismatch(InvalidPayload):
     """The bytes received do not have the digest that was announced."""
 
 
+class UploadIncomplete(InvalidPayload):
+    """Parts of the upload are missing; ask which are here, and send the others."""
+
+
 class ArtifactConflict(DrawbridgeError):
     """This lease already stored other bytes under that name."""
 

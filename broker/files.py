@@ -11,20 +11,30 @@ import fcntl
 import hashlib
 import os
 import re
+import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
+from functools import partial
 from pathlib import Path
-from typing import BinaryIO, Final, Protocol
+from typing import BinaryIO, Final, Protocol, Self
 
-from broker.errors import ArtifactNotFound, ArtifactTooLarge, DigestMismatch, StorageFull
+from broker.errors import (
+    ArtifactNotFound,
+    ArtifactTooLarge,
+    DigestMismatch,
+    InvalidPayload,
+    StorageFull,
+)
 from broker.records import StoredFile
 
 CHUNK_BYTES: Final = 256 * 1024
 
 _DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}")
 _PATH: Final = re.compile(r"sha256/([0-9a-f]{2})/\1[0-9a-f]{62}")
+_UPLOAD: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_PART: Final = re.compile(rf"parts/{_UPLOAD.pattern}/[0-9]{{1,4}}\.[0-9a-f]{{64}}")
 _LEFTOVER: Final = "*.part"
 #: what a full or read-only disk says; anything else is a fault of the machine and stays one
 _FULL: Final = frozenset(
@@ -37,6 +47,33 @@ class Stream(Protocol):
 
     def read(self, size: int, /) -> bytes:
         """Return up to ``size`` bytes, none at the end."""
+
+
+class Joined:
+    """Several files read as one, each opened when its turn comes."""
+
+    def __init__(self, openers: Iterable[Callable[[], BinaryIO]]) -> None:
+        self._openers = iter(openers)
+        self._file: BinaryIO | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def read(self, size: int, /) -> bytes:
+        """Return up to ``size`` bytes, none at the end."""
+        while True:
+            if self._file is not None:
+                if chunk := self._file.read(size):
+                    return chunk
+                self._file.close()
+            opener = next(self._openers, None)
+            if opener is None:
+                return b""
+            self._file = opener()
 
 
 class ArtifactStore:
@@ -60,19 +97,50 @@ class ArtifactStore:
             ArtifactTooLarge: more bytes than allowed.
             StorageFull: the disk takes no more.
         """
-        if expected_digest is not None and not _DIGEST.fullmatch(expected_digest):
-            raise DigestMismatch("digest must be sha256: and 64 lower-case hex digits")
-        with self._part() as (part, path):
-            hashed, size = self._copy(stream, part, max_bytes)
-            digest = f"sha256:{hashed}"
-            if expected_digest not in (None, digest):
-                raise DigestMismatch
+        with self._taken(stream, max_bytes, expected_digest) as (path, digest, size):
+            hashed = digest.removeprefix("sha256:")
             storage_path = f"sha256/{hashed[:2]}/{hashed}"
             with _on_our_disk():
-                part.flush()
-                os.fsync(part.fileno())
                 self._settle(path, self._folder / storage_path)
         return StoredFile(digest=digest, size_bytes=size, storage_path=storage_path)
+
+    def receive_part(
+        self, stream: Stream, *, upload: str, number: int, size: int, digest: str
+    ) -> None:
+        """Store a part of an upload, which must weigh exactly ``size``.
+
+        Raises:
+            InvalidPayload: it weighs less.
+            ArtifactNotFound: the upload was forgotten just now.
+        """
+        with self._taken(stream, size, digest) as (path, _, got):
+            if got != size:
+                raise InvalidPayload(f"This part has {size} bytes")
+            with _on_our_disk():
+                try:
+                    self._settle(path, self._folder / _part_path(upload, number, digest))
+                except FileNotFoundError:
+                    raise ArtifactNotFound("This lease has no such upload") from None
+
+    def joined(self, upload: str, parts: Iterable[tuple[int, str]]) -> Joined:
+        """Return the parts of an upload as one stream, to be read and closed."""
+        return Joined([partial(self.open, _part_path(upload, *part)) for part in parts])
+
+    def drop_part(self, upload: str, *, number: int, digest: str) -> None:
+        """Remove a part that came second."""
+        (self._folder / _part_path(upload, number, digest)).unlink(missing_ok=True)
+
+    def drop_upload(self, upload: str) -> None:
+        """Remove all parts of an upload."""
+        if _UPLOAD.fullmatch(upload):
+            shutil.rmtree(self._folder / "parts" / upload, ignore_errors=True)
+
+    def uploads(self, *, before: datetime) -> Iterator[str]:
+        """Name the uploads that got no part since that moment."""
+        for folder in self._folder.glob("parts/*"):
+            with suppress(FileNotFoundError):
+                if folder.stat().st_mtime < before.timestamp():
+                    yield folder.name
 
     def open(self, storage_path: str) -> BinaryIO:
         """Open a stored file for reading.
@@ -80,7 +148,7 @@ class ArtifactStore:
         Raises:
             ArtifactNotFound: it is not there, or the path is none of ours.
         """
-        if not _PATH.fullmatch(storage_path):
+        if not (_PATH.fullmatch(storage_path) or _PART.fullmatch(storage_path)):
             raise ArtifactNotFound
         try:
             return (self._folder / storage_path).open("rb")
@@ -118,6 +186,23 @@ class ArtifactStore:
         except FileNotFoundError:
             return False
         return True
+
+    @contextmanager
+    def _taken(
+        self, stream: Stream, max_bytes: int, expected_digest: str | None
+    ) -> Iterator[tuple[Path, str, int]]:
+        """Take a stream's bytes to the disk, for good, and give their path, digest and size."""
+        if expected_digest is not None and not _DIGEST.fullmatch(expected_digest):
+            raise DigestMismatch("digest must be sha256: and 64 lower-case hex digits")
+        with self._part() as (part, path):
+            hashed, size = self._copy(stream, part, max_bytes)
+            digest = f"sha256:{hashed}"
+            if expected_digest not in (None, digest):
+                raise DigestMismatch
+            with _on_our_disk():
+                part.flush()
+                os.fsync(part.fileno())
+            yield path, digest, size
 
     @contextmanager
     def _part(self) -> Iterator[tuple[BinaryIO, Path]]:
@@ -171,6 +256,10 @@ class ArtifactStore:
             yield
         finally:
             os.close(number)
+
+
+def _part_path(upload: str, number: int, digest: str) -> str:
+    return f"parts/{upload}/{number}.{digest.removeprefix('sha256:')}"
 
 
 def _sync_folder(folder: Path) -> None:

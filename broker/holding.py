@@ -28,7 +28,7 @@ from broker.errors import (
     ReservationsUnavailable,
 )
 from broker.indexing import Indexer, load, with_flag
-from broker.ledger import artifacts, batches, events, holders, moves, transitions, uploads
+from broker.ledger import artifacts, batches, events, holders, moves, parts, transitions, uploads
 from broker.ledger.engine import Ledger
 from broker.records import (
     Artifact,
@@ -222,7 +222,7 @@ class Holding:
         with self.ledger.write() as conn:
             job, _ = holders.held(conn, job_id, holder)
             made = events.append(conn, job, new, transitions.not_before(job, self.clock.now()))
-        self._take_up(job, holder)
+        self.take_up(job, holder)
         return made
 
     def upload_room(self, job_id: str, holder: Holder, *, name: str | None) -> int:
@@ -248,8 +248,11 @@ class Holding:
         name: str,
         content_type: str | None,
         file: StoredFile,
+        upload_id: str | None = None,
     ) -> Artifact:
         """Name stored bytes as a file of a job; again gives the same artifact.
+
+        Those that came in parts have had their room since ``upload_id`` was announced.
 
         Raises:
             QuotaExceeded: the job or its worker has no room for them.
@@ -258,21 +261,25 @@ class Holding:
         with self.ledger.write() as conn:
             job = uploads.may_upload(conn, job_id, holder, lock=True)
             if not uploads.stored(conn, job, name):
-                room = uploads.room(conn, job, holder, settings=self.settings, now=now)
+                room = uploads.room(
+                    conn, job, holder, settings=self.settings, now=now, besides=upload_id
+                )
                 if file.size_bytes > room:
                     raise QuotaExceeded
             artifact, new = artifacts.add(
                 conn, job, name=name, content_type=content_type, file=file, now=now
             )
+            if upload_id is not None:
+                parts.settle(conn, upload_id, artifact)
             if new:
                 payload = {"name": name, "sizeBytes": file.size_bytes}
                 events.append(
                     conn, job, [NewEvent(message="Artifact uploaded", payload=payload)], now
                 )
-        self._take_up(job, holder)
+        self.take_up(job, holder)
         return artifact
 
-    def _take_up(self, job: Job, holder: Holder) -> None:
+    def take_up(self, job: Job, holder: Holder) -> None:
         """Let any call on a job count as taking its grant up (decision 1)."""
         if job.held_until is None:
             return

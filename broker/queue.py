@@ -47,6 +47,7 @@ from broker.reservations.server import Told
 from broker.reservations.store import Reservations
 from broker.roster import Roster
 from broker.settings import QueueSettings
+from broker.uploading import Uploading
 
 log = logging.getLogger(__name__)
 
@@ -78,6 +79,7 @@ class JobQueue(Holding):
             settings=settings,
         )  # fmt: skip
         self.orders = OrderBook(ledger, reservations, clock)
+        self.uploads = Uploading(self)
         self._queues_placed: set[str] = set()
         self._redriver = Redriver(ledger, index=self.index, clock=clock)
 

@@ -59,7 +59,8 @@ class Upkeep:
         Returns how many rows, files and index keys went, by kind.
         """
         now, keep = self._queue.clock.now(), self._queue.settings
-        removed = dict.fromkeys(("outbox", "artifacts", "jobs", "files", "generations"), 0)
+        kinds = ("outbox", "artifacts", "jobs", "uploads", "files", "generations")
+        removed = dict.fromkeys(kinds, 0)
 
         def effects_(conn: sa.Connection) -> int:
             return retention.forget_settled(conn, before=now - keep.keep_outbox, limit=PRUNE)
@@ -82,6 +83,7 @@ class Upkeep:
                     gone = forget(conn)
                 removed[kind] += gone
         if files is not None:
+            removed["uploads"] = self._queue.uploads.prune(files, limit=PRUNE)
             removed["files"] = self._prune_files(files, now - ORPHAN_AGE)
         for name in self._queue.index.queues():
             current = self._queue.reservations.generation(name)

@@ -23,6 +23,7 @@ from edge_api import (
     leases,
     ops,
     traffic,
+    uploads,
     why,
     workers,
 )
@@ -37,6 +38,7 @@ BLUEPRINTS = (
     leases.blp,
     events.blp,
     artifacts.blp,
+    uploads.blp,
     dead_letters.blp,
     workers.blp,
     fleet.blp,

@@ -249,6 +249,35 @@ class ArtifactSchema(Answer):
     fence = fields.Integer()
 
 
+class PartSchema(Answer):
+    """A part of an upload that is here."""
+
+    number = fields.Integer()
+    size_bytes = fields.Integer()
+    digest = fields.String()
+
+
+class UploadSchema(Answer):
+    """A file that comes in parts, and which of them are here."""
+
+    id = fields.UUID()
+    job_id = fields.UUID()
+    name = fields.String()
+    content_type = fields.String(allow_none=True)
+    size_bytes = fields.Integer()
+    digest = fields.String()
+    part_bytes = fields.Integer(
+        metadata={"description": "what every part weighs but the last, which has the rest"}
+    )
+    parts = fields.List(fields.Nested(PartSchema))
+    artifact = fields.Nested(
+        ArtifactSchema, allow_none=True, metadata={"description": "null until it is whole"}
+    )
+    created_at = Moment()
+    attempt = fields.Integer()
+    fence = fields.Integer()
+
+
 class ArtifactsSchema(Answer):
     """The stored files of a job."""
 

@@ -34,6 +34,7 @@ from edge_api.fields import (
 )
 
 KIB: Final = 1024
+SIZE_MAX: Final = 2**40
 SEQ_MAX: Final = 2**53 - 1
 WAIT_MAX_S: Final = 50
 LEVELS: Final = ("info", "warn", "error")
@@ -194,6 +195,27 @@ class UploadArgs(HolderArgs):
     name = fields.String(required=True, validate=artifact_name)
     content_type = fields.String(allow_none=True, load_default=None, validate=MEDIA_TYPE)
     digest = fields.String(allow_none=True, load_default=None, validate=DIGEST)
+
+
+class BeginUploadArgs(HolderArgs):
+    """A file to come in parts: all of it is said beforehand."""
+
+    name = fields.String(required=True, validate=artifact_name)
+    content_type = fields.String(allow_none=True, load_default=None, validate=MEDIA_TYPE)
+    size_bytes = Int(required=True, validate=validate.Range(1, SIZE_MAX))
+    digest = fields.String(required=True, validate=DIGEST)
+
+
+class PartArgs(HolderArgs):
+    """The fields before the file of a part."""
+
+    digest = fields.String(required=True, validate=DIGEST)
+
+
+class LeaseArgs(Args):
+    """Under which lease a holder asks."""
+
+    lease_id = fields.String(load_default=None, validate=LEASE_ID)
 
 
 class CreateTokenArgs(Args):

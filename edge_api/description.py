@@ -45,6 +45,7 @@ _JOB: Final = f"{PREFIX}/jobs/{{job_id}}"
 _CLAIM: Final = f"{PREFIX}/jobs/claim"
 _TOKEN: Final = f"{PREFIX}/workers/tokens/{{token_id}}"
 _DOWNLOAD: Final = f"{_JOB}/artifacts/{{artifact_id}}/download"
+_UPLOAD: Final = f"{_JOB}/artifacts/uploads/{{upload_id}}"
 _HOLDERS: Final = ("heartbeat", "complete", "fail", "release", "cancel/ack", "events")
 _WATCHED: Final = ("", "/why", "/events", "/artifacts", "/attempts")
 
@@ -52,6 +53,10 @@ _WATCHED: Final = ("", "/why", "/events", "/artifacts", "/attempts")
 BESIDES: Final[Mapping[tuple[str, str], frozenset[int]]] = {
     **{("post", f"{_JOB}/{call}"): frozenset({409}) for call in _HOLDERS},
     ("post", f"{_JOB}/artifacts/upload"): frozenset({409}),
+    ("post", f"{_JOB}/artifacts/uploads"): frozenset({409}),
+    ("get", _UPLOAD): frozenset({409}),
+    ("post", f"{_UPLOAD}/parts/{{number}}"): frozenset({409}),
+    ("post", f"{_UPLOAD}/complete"): frozenset({409, 507}),
     ("post", f"{_JOB}/cancel"): frozenset({409}),
     ("post", f"{_TOKEN}/rotate"): frozenset({409}),
     ("get", _DOWNLOAD): frozenset({409, 412, 416}),
@@ -115,11 +120,14 @@ def _links() -> Iterator[tuple[str, str, str, dict[str, Any]]]:
         yield *jobs, _link("get", f"{_JOB}{call}", made)
     yield *jobs, _link("post", f"{_JOB}/cancel", made)
     held = {"job_id": "$response.body#/job/id"}
-    for call in (*_HOLDERS, "artifacts/upload"):
+    for call in (*_HOLDERS, "artifacts/upload", "artifacts/uploads"):
         yield "post", _CLAIM, "200", _link("post", f"{_JOB}/{call}", held, _HELD)
     yield "post", _CLAIM, "200", _link("post", f"{_JOB}/cancel", held)
     file = {"job_id": "$response.body#/jobId", "artifact_id": "$response.body#/id"}
     yield "post", f"{_JOB}/artifacts/upload", "201", _link("get", _DOWNLOAD, file)
+    begun = {"job_id": "$response.body#/jobId", "upload_id": "$response.body#/id"}
+    yield "post", f"{_JOB}/artifacts/uploads", "201", _link("get", _UPLOAD, begun)
+    yield "post", f"{_JOB}/artifacts/uploads", "201", _link("post", f"{_UPLOAD}/complete", begun)
     again = {"ids": ["$response.body#/id"]}
     redrive = f"{PREFIX}/dead-letters/redrive"
     yield "post", f"{_JOB}/fail", "200", _link("post", redrive, {}, again)

@@ -13,6 +13,8 @@ from edge_api.auth import principal
 
 _UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
+_PART_NUMBER: Final = re.compile(r"[1-9][0-9]{0,8}")
+
 
 def job_id_of(text: str) -> str:
     """Return a job id out of a path; whatever cannot be one is the id of no job."""
@@ -26,6 +28,18 @@ def artifact_id_of(text: str) -> str:
     if not _UUID.fullmatch(text):
         raise ArtifactNotFound
     return text
+
+
+def upload_id_of(text: str) -> str:
+    """Return an upload's id out of a path."""
+    if not _UUID.fullmatch(text):
+        raise ArtifactNotFound("This lease has no such upload")
+    return text
+
+
+def part_number_of(text: str) -> int:
+    """Return the number of a part out of a path; whatever cannot be one is no part's."""
+    return int(text) if _PART_NUMBER.fullmatch(text) else 0
 
 
 def holder_of(args: Mapping[str, Any]) -> Holder:

@@ -49,6 +49,10 @@ SORTS: Final = {
     "leases.cancel_ack": Sort.END,
     "events.events": Sort.EVENTS,
     "artifacts.upload": Sort.UPLOAD,
+    "uploads.uploads": Sort.UPLOAD,
+    "uploads.upload": Sort.UPLOAD,
+    "uploads.part": Sort.UPLOAD,
+    "uploads.finish": Sort.UPLOAD,
 }
 
 

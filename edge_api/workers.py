@@ -33,6 +33,7 @@ blp = Blueprint("workers", __name__, url_prefix=f"{PREFIX}/workers", description
 
 #: what this edge can beyond the base contract
 FEATURES: Final = (
+    "artifact-parts",
     "bye",
     "cancel-ack",
     "claim-batch",

@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Protocol, Self
 
 _BLOCK = 1024 * 1024
 
@@ -37,10 +37,54 @@ def seal(name: str, path: Path) -> Artifact:
     return Artifact(name=name, path=path, size=size, digest=f"sha256:{digest.hexdigest()}")
 
 
+class Readable(Protocol):
+    """What a body is read from."""
+
+    def read(self, size: int, /) -> bytes:
+        """Return up to ``size`` bytes, none at the end."""
+
+
+class Part:
+    """A part of an artifact's file, open where it begins; its digest is known before it is sent."""
+
+    def __init__(self, artifact: Artifact, *, number: int, part_bytes: int) -> None:
+        self.number = number
+        self._begin = (number - 1) * part_bytes
+        self.size = min(part_bytes, artifact.size - self._begin)
+        self._file = artifact.path.open("rb")
+        self._left = 0
+
+    def __enter__(self) -> Self:
+        return self.again()
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def again(self) -> Self:
+        """Go back to where it begins."""
+        self._file.seek(self._begin)
+        self._left = self.size
+        return self
+
+    def read(self, size: int, /) -> bytes:
+        """Return up to ``size`` bytes, none at its end."""
+        block = self._file.read(min(size, self._left))
+        self._left -= len(block)
+        return block
+
+    def digest(self) -> str:
+        """Return `sha256:<hex>` of it."""
+        digest = hashlib.sha256()
+        while block := self.read(_BLOCK):
+            digest.update(block)
+        self.again()
+        return f"sha256:{digest.hexdigest()}"
+
+
 class MultipartBody:
     """A multipart body around one file, read piece by piece by the HTTP client."""
 
-    def __init__(self, fields: Mapping[str, str], *, file: BinaryIO, artifact: Artifact) -> None:
+    def __init__(self, fields: Mapping[str, str], *, file: Readable, size: int) -> None:
         boundary = uuid.uuid4().hex
         self.content_type = f"multipart/form-data; boundary={boundary}"
         parts = [
@@ -54,8 +98,8 @@ class MultipartBody:
         )
         head = "".join(parts).encode()
         tail = f"\r\n--{boundary}--\r\n".encode()
-        self._length = len(head) + artifact.size + len(tail)
-        self._readers: list[BinaryIO] = [io.BytesIO(head), file, io.BytesIO(tail)]
+        self._length = len(head) + size + len(tail)
+        self._readers: list[Readable] = [io.BytesIO(head), file, io.BytesIO(tail)]
 
     def __len__(self) -> int:
         return self._length

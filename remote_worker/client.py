@@ -14,10 +14,11 @@ from typing import TypeVar
 
 import tenacity
 
-from remote_worker.artifacts import Artifact
+from remote_worker.artifacts import Artifact, Part
 from remote_worker.clock import Clock, steady
 from remote_worker.errors import LeaseLost, Refused, Unanswered
 from remote_worker.job import Event, Job, Welcome
+from remote_worker.uploads import PARTS_ABOVE, Upload
 from remote_worker.wire import Wire
 
 log = logging.getLogger(__name__)
@@ -30,6 +31,10 @@ _LONGEST_WAIT_S = 30.0
 _HURRIED_S = 0.5
 _HELLO_TRIES = 3
 _EVENT_TRIES = 3
+_UPLOAD_TRIES = 3
+#: an upload, or the very route, that the edge does not know
+_NO_UPLOAD = frozenset({"artifact_not_found", "not_found", "method_not_allowed"})
+_ASK_ANEW = frozenset({"artifact_not_found", "invalid_queue_payload"})
 #: whoever stops does not wait long for an answer to goodbye
 _BYE_S = 2.0
 
@@ -118,8 +123,49 @@ class Client:
         self._own(lambda: self.wire.append(job, events), tries=_EVENT_TRIES)
 
     def upload(self, job: Job, artifact: Artifact, *, give_up: GiveUp) -> str:
-        """Upload a file and return the artifact's id."""
+        """Upload a file, a large one in parts, and return the artifact's id."""
+        if artifact.size > PARTS_ABOVE:
+            try:
+                return self._upload_parts(job, artifact, give_up=give_up)
+            except Refused as no:
+                if no.status not in (404, 405):
+                    raise
+                log.info("the edge takes no parts", extra={"action": "upload", "job_id": job.id})
         return self._own(lambda: self.wire.upload(job, artifact), give_up=give_up)
+
+    def _upload_parts(self, job: Job, artifact: Artifact, *, give_up: GiveUp) -> str:
+        """Send what the edge lacks of a file; who was cut off begins where it was."""
+        asking_anew = tenacity.Retrying(
+            retry=tenacity.retry_if_exception(_upload_forgotten),
+            stop=tenacity.stop_after_attempt(_UPLOAD_TRIES),
+            reraise=True,
+        )
+        return asking_anew(lambda: self._fill_upload(job, artifact, give_up=give_up))
+
+    def _fill_upload(self, job: Job, artifact: Artifact, *, give_up: GiveUp) -> str:
+        """Ask what is there, send the rest, and have it put together."""
+        upload = self._mine(lambda: self.wire.begin_upload(job, artifact), give_up)
+        if upload.artifact_id is not None:
+            return upload.artifact_id
+        for number in upload.missing(artifact.size):
+            self._send_part(job, artifact, upload, number, give_up=give_up)
+        return self._mine(lambda: self.wire.finish_upload(job, upload), give_up)
+
+    def _send_part(
+        self, job: Job, artifact: Artifact, upload: Upload, number: int, *, give_up: GiveUp
+    ) -> None:
+        with Part(artifact, number=number, part_bytes=upload.part_bytes) as part:
+            digest = part.digest()
+            self._mine(lambda: self.wire.send_part(job, upload, part, digest=digest), give_up)
+
+    def _mine(self, call: Callable[[], T], give_up: GiveUp) -> T:
+        """Ask about an upload of ours; one that is unknown is no lost lease."""
+        try:
+            return self._ask(call, give_up=give_up)
+        except Refused as no:
+            if no.status in _NOT_OURS and no.code not in _NO_UPLOAD:
+                raise LeaseLost(str(no)) from no
+            raise
 
     def complete(
         self, job: Job, *, summary: str, result: Mapping[str, object], give_up: GiveUp
@@ -197,6 +243,11 @@ class Client:
         error = state.outcome.exception() if state.outcome else None
         after = error.retry_after_s if isinstance(error, Unanswered) else 0.0
         return wait_s(state.attempt_number, retry_after_s=after, draw=self._pace.draw)
+
+
+def _upload_forgotten(error: BaseException) -> bool:
+    """Tell whether the edge forgot an upload, or lost parts of it."""
+    return isinstance(error, Refused) and error.code in _ASK_ANEW
 
 
 def _note(state: tenacity.RetryCallState) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlencode
 
-from remote_worker.artifacts import Artifact, MultipartBody
+from remote_worker.artifacts import Artifact, MultipartBody, Part
 from remote_worker.clock import Clock, steady
 from remote_worker.errors import Unanswered
 from remote_worker.job import (
@@ -23,6 +23,7 @@ from remote_worker.job import (
 )
 from remote_worker.settings import PREFIX
 from remote_worker.transport import ANSWER_S, CONNECT_S, Token, Transport
+from remote_worker.uploads import Upload, artifact_id, parse_upload
 
 #: The edge answers an empty wait in time; beyond this the connection is taken for dead.
 _WAIT_MARGIN_S = 10.0
@@ -157,18 +158,32 @@ class Wire:
             "digest": artifact.digest,
         }
         with artifact.path.open("rb") as file:
-            body = MultipartBody(fields, file=file, artifact=artifact)
-            answer = self._transport.ask(
-                "POST",
-                f"{self._base}{PREFIX}/jobs/{job.id}/artifacts/upload",
-                data=body,
-                headers={"Content-Type": body.content_type},
-                read_s=_UPLOAD_S,
-            )
-        artifact_id = answer.get("id")
-        if not isinstance(artifact_id, str):
-            raise Unanswered("the answer to an upload names no artifact")
-        return artifact_id
+            body = MultipartBody(fields, file=file, size=artifact.size)
+            return artifact_id(self._send(f"/jobs/{job.id}/artifacts/upload", body))
+
+    def begin_upload(self, job: Job, artifact: Artifact) -> Upload:
+        """Announce a file that comes in parts, and hear which of them are there."""
+        body = self._holder(
+            job,
+            name=artifact.name,
+            contentType=artifact.content_type,
+            sizeBytes=artifact.size,
+            digest=artifact.digest,
+        )
+        return parse_upload(self._post(f"/jobs/{job.id}/artifacts/uploads", body))
+
+    def send_part(self, job: Job, upload: Upload, part: Part, *, digest: str) -> None:
+        """Send a part; one that is there already changes nothing."""
+        fields = {k: v for k, v in self._holder(job).items() if isinstance(v, str)}
+        body = MultipartBody({**fields, "digest": digest}, file=part.again(), size=part.size)
+        path = f"/jobs/{job.id}/artifacts/uploads/{upload.id}/parts/{part.number}"
+        if self._send(path, body).get("digest") != digest:
+            raise Unanswered("the answer to a part is about other bytes")
+
+    def finish_upload(self, job: Job, upload: Upload) -> str:
+        """Have the parts put together and return the artifact's id."""
+        path = f"/jobs/{job.id}/artifacts/uploads/{upload.id}/complete"
+        return artifact_id(self._post(path, self._holder(job), read_s=_UPLOAD_S))
 
     def complete(self, job: Job, *, summary: str, result: Mapping[str, object]) -> None:
         """Say that the work is done."""
@@ -195,6 +210,16 @@ class Wire:
         if job.lease_id is not None:
             body["leaseId"] = job.lease_id
         return body
+
+    def _send(self, path: str, body: MultipartBody) -> Mapping[str, object]:
+        """Post a form with a file under the prefix."""
+        return self._transport.ask(
+            "POST",
+            f"{self._base}{PREFIX}{path}",
+            data=body,
+            headers={"Content-Type": body.content_type},
+            read_s=_UPLOAD_S,
+        )
 
     def _post(
         self,

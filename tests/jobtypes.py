@@ -35,7 +35,8 @@ def child(context: Context) -> Outcome:
     shell = ["/bin/sh", "-c", '"$0" -IS -c "$1" "$2" & wait', sys.executable, code, gate]
     context.run(shell, sink=Nowhere())
     made = context.directory / "made.txt"
-    made.write_text("made")
+    blocks = [n.to_bytes(4, "big") * 2**18 for n in range(context.job.payload.get("mib", 0))]
+    made.write_bytes(b"".join(blocks) or b"made")
     return Outcome(summary="done", result={"n": context.job.payload.get("n")},
                    files=(("made.txt", made),))
 '''

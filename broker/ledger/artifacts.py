@@ -33,12 +33,11 @@ def add(
     Raises:
         ArtifactConflict: this lease has other bytes under that name.
     """
-    same = (artifacts.c.job_id == job.id, artifacts.c.fence == job.fence, artifacts.c.name == name)
-    found = _read(conn, sa.select(*_COLUMNS).where(*same))
-    if found:
-        if found[0].digest != file.digest:
+    found = find(conn, job, name)
+    if found is not None:
+        if found.digest != file.digest:
             raise ArtifactConflict
-        return found[0], False
+        return found, False
     artifact = Artifact(
         id=str(uuid4()), job_id=job.id, name=name, content_type=content_type,
         size_bytes=file.size_bytes, digest=file.digest, storage_path=file.storage_path,
@@ -47,6 +46,13 @@ def add(
     values = {column.name: getattr(artifact, column.name) for column in _COLUMNS}
     conn.execute(artifacts.insert().values(**values))
     return artifact, True
+
+
+def find(conn: sa.Connection, job: Job, name: str) -> Artifact | None:
+    """Return the file that the job's lease has under that name."""
+    same = (artifacts.c.job_id == job.id, artifacts.c.fence == job.fence, artifacts.c.name == name)
+    found = _read(conn, sa.select(*_COLUMNS).where(*same))
+    return found[0] if found else None
 
 
 def listing(conn: sa.Connection, job_id: str, *, limit: int) -> list[Artifact]:

@@ -10,6 +10,7 @@ import sqlalchemy as sa
 
 from broker.ledger.jobs import jobs
 from broker.ledger.models import ArtifactRow, AttemptRow, EventRow, OutboxRow
+from broker.ledger.parts import parts, uploads
 from broker.states import TERMINAL, Status
 
 artifacts: Final[sa.Table] = ArtifactRow.__table__  # type: ignore[assignment]
@@ -46,7 +47,9 @@ def forget_jobs(conn: sa.Connection, *, before: datetime, dead_before: datetime,
         ~untold,
     )
     ids = list(conn.scalars(query.limit(limit)))
-    for table in (artifacts, events, attempts, outbox):
+    of_job = sa.select(uploads.c.id).where(uploads.c.job_id.in_(ids))
+    conn.execute(parts.delete().where(parts.c.upload_id.in_(of_job)))
+    for table in (uploads, artifacts, events, attempts, outbox):
         conn.execute(table.delete().where(table.c.job_id.in_(ids)))
     return conn.execute(jobs.delete().where(jobs.c.id.in_(ids))).rowcount
 

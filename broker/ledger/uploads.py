@@ -11,11 +11,13 @@ from broker.errors import JobNotFound, NotAuthorized, OwnershipMismatch, QuotaEx
 from broker.ledger import holders, jobs
 from broker.ledger.artifacts import artifacts
 from broker.ledger.models import AttemptRow
+from broker.ledger.upload_rows import UploadRow
 from broker.ledger.workers import workers
 from broker.records import Holder, Job
 from broker.settings import QueueSettings
 
 attempts: Final[sa.Table] = AttemptRow.__table__  # type: ignore[assignment]
+announced: Final[sa.Table] = UploadRow.__table__  # type: ignore[assignment]
 #: over which a worker's uploads are summed up
 DAY: Final = timedelta(days=1)
 
@@ -53,9 +55,17 @@ def stored(conn: sa.Connection, job: Job, name: str | None) -> bool:
 
 
 def room(
-    conn: sa.Connection, job: Job, holder: Holder, *, settings: QueueSettings, now: datetime
+    conn: sa.Connection,
+    job: Job,
+    holder: Holder,
+    *,
+    settings: QueueSettings,
+    now: datetime,
+    besides: str | None = None,
 ) -> int:
     """Return how many bytes more the job and its worker may store.
+
+    Uploads that are announced have taken their room, all but the one named in ``besides``.
 
     Raises:
         QuotaExceeded: none, or no file more.
@@ -64,7 +74,12 @@ def room(
     files, of_job = conn.execute(
         sa.select(sa.func.count(), size).where(artifacts.c.job_id == job.id)
     ).one()
-    if files >= settings.artifacts_per_job:
+    open_ = (announced.c.artifact_id.is_(None), announced.c.id != (besides or ""))
+    coming = sa.func.coalesce(sa.func.sum(announced.c.size_bytes), 0)
+    files_coming, to_job = conn.execute(
+        sa.select(sa.func.count(), coming).where(announced.c.job_id == job.id, *open_)
+    ).one()
+    if files + files_coming >= settings.artifacts_per_job:
         raise QuotaExceeded(f"The job has {settings.artifacts_per_job} files, and gets no more")
     lease = sa.and_(attempts.c.job_id == artifacts.c.job_id, attempts.c.fence == artifacts.c.fence)
     of_worker = conn.scalar(
@@ -72,9 +87,14 @@ def room(
         .select_from(artifacts.join(attempts, lease))
         .where(attempts.c.worker_id == holder.worker_id, artifacts.c.created_at > now - DAY)
     )
+    by_worker = conn.scalar(
+        sa.select(coming).where(
+            announced.c.worker_id == holder.worker_id, announced.c.created_at > now - DAY, *open_
+        )
+    )
     left = min(
-        settings.artifact_bytes_per_job - int(of_job),
-        settings.artifact_bytes_per_worker - int(of_worker or 0),
+        settings.artifact_bytes_per_job - int(of_job) - int(to_job),
+        settings.artifact_bytes_per_worker - int(of_worker or 0) - int(by_worker or 0),
     )
     if left <= 0:
         raise QuotaExceeded

@@ -24,6 +24,8 @@ GRANT SELECT, INSERT, UPDATE ON jobs, attempts, workers, queues TO drawbridge_ed
 GRANT SELECT, UPDATE ON bridge_state TO drawbridge_edge;
 -- Logs and files are added to.
 GRANT SELECT, INSERT ON events, artifacts TO drawbridge_edge;
+-- Files in parts are announced, filled, and may begin anew; bridges forget them.
+GRANT SELECT, INSERT, UPDATE ON uploads, upload_parts TO drawbridge_edge;
 -- Operators make, list, rotate and revoke tokens over HTTP.
 GRANT SELECT, INSERT, UPDATE ON credentials TO drawbridge_edge;
 -- Who did what is added to, and never read or changed; the head is where the next record is chained.

@@ -10,7 +10,7 @@ from werkzeug.test import TestResponse
 
 from tests.attacks.conftest import Caller, Edge, MakeEdge
 from tests.attacks.issuer import Issuer, claims, make, sign
-from tests.contract.edge.test_auth import EVERYBODY, MAY, NOBODY, routes
+from tests.contract.edge.test_auth import EVERYBODY, MAY, NOBODY, VARIABLES, routes
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ def test_every_route_by_every_kind(edge: Edge) -> None:
     before = edge.state()
     for method, rule in MAY:
         path = rule
-        for name in ("job_id", "artifact_id", "token_id", "worker_id"):
+        for name in VARIABLES:
             path = path.replace(f"<string:{name}>", NOBODY)
         assert "<" not in path
         for name, (kind, caller) in known.items():
@@ -87,7 +87,7 @@ def test_every_route_by_every_kind(edge: Edge) -> None:
     assert edge.state() == before
     for method, rule in MAY:
         path = rule
-        for name in ("job_id", "artifact_id", "token_id", "worker_id"):
+        for name in VARIABLES:
             path = path.replace(f"<string:{name}>", NOBODY)
         for name, (kind, caller) in known.items():
             if kind in MAY[method, rule]:

@@ -11,6 +11,7 @@ from typing import Literal
 import sqlalchemy as sa
 from alembic import context
 
+from broker.ledger import upload_rows  # noqa: F401  its tables belong to Base
 from broker.ledger.models import Base
 
 

@@ -17,6 +17,9 @@ from tests.processes import until
 
 NOBODY = "00000000-0000-4000-8000-000000000000"
 
+UPLOAD = "/api/queue/jobs/<string:job_id>/artifacts/uploads/<string:upload_id>"
+#: what stands for itself in a path
+VARIABLES = ("job_id", "artifact_id", "token_id", "worker_id", "upload_id", "number")
 EVERYBODY = {"nobody", "worker", "producer", "operator"}
 USERS = {"producer", "operator"}
 #: who may call what; a route that is not here fails the test that enumerates them
@@ -43,6 +46,10 @@ MAY = {
     ("POST", "/api/queue/jobs/<string:job_id>/cancel/ack"): {"worker"},
     ("POST", "/api/queue/jobs/<string:job_id>/events"): {"worker"},
     ("POST", "/api/queue/jobs/<string:job_id>/artifacts/upload"): {"worker"},
+    ("POST", "/api/queue/jobs/<string:job_id>/artifacts/uploads"): {"worker"},
+    ("GET", UPLOAD): {"worker"},
+    ("POST", f"{UPLOAD}/parts/<string:number>"): {"worker"},
+    ("POST", f"{UPLOAD}/complete"): {"worker"},
     ("POST", "/api/queue/dead-letters/redrive"): {"operator"},
     ("GET", "/api/queue/workers"): {"operator"},
     ("POST", "/api/queue/workers/hello"): {"worker"},
@@ -76,7 +83,7 @@ def test_no_route_takes_a_path() -> None:
 @pytest.mark.parametrize("method,rule", MAY)
 def test_every_route_by_every_kind(edge: Edge, method: str, rule: str) -> None:
     path = rule
-    for name in ("job_id", "artifact_id", "token_id", "worker_id"):
+    for name in VARIABLES:
         path = path.replace(f"<string:{name}>", NOBODY)
     callers = {
         "nobody": edge.stranger(),
