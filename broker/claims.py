@@ -7,8 +7,6 @@ reconcile.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import secrets
 import threading
@@ -23,8 +21,9 @@ from broker.clock import Clock, from_ms
 from broker.errors import GenerationMoved, InvalidPayload, ReservationsUnavailable, Unavailable
 from broker.expiry import Expiry
 from broker.indexing import Indexer, dump
-from broker.ledger import grants, jobs, queues, workers
+from broker.ledger import at_once, grants, jobs, queues, workers
 from broker.ledger.engine import Ledger
+from broker.ledger.grants import Terms
 from broker.policy import Eligibility, merge
 from broker.records import ClaimRequest, Job
 from broker.reservations.shapes import Reserved
@@ -95,7 +94,7 @@ class Claims:
         refused.
         """
         eligible = self.eligibility(request)
-        digest = _digest(request) if request.claim_key is not None else None
+        digest = grants.digest_of(request) if request.claim_key is not None else None
         tried = self._at_hand(request, eligible)
         if tried is not None:
             granted = self._take(request, eligible, digest, tried, request.max_jobs)
@@ -236,6 +235,21 @@ class Claims:
         """Let the ledger decide about what was reserved; what it refuses goes where it belongs."""
         now = from_ms(reserved.now_ms)
         hold_s = min(request.lease_seconds, self.settings.hold_s) if request.held else None
+        terms = Terms(request, lease_id, hold_s, digest, now)
+        granted = at_once.grant(self.ledger, reserved.ids, terms)
+        if not granted:
+            return self._grant_or_say_why(queue, reserved, terms)
+        self._confirm(queue, granted, terms)
+        refused = set(reserved.ids) - {job.id for job in granted}
+        if refused:
+            with self.ledger.write() as conn:
+                lost = grants.refused(conn, refused, now)
+            self.index.put(lost, force=True)
+        return granted
+
+    def _grant_or_say_why(self, queue: str, reserved: Reserved, terms: Terms) -> list[Job]:
+        """Grant, or answer what the key was answered before, or refuse it."""
+        request, digest, now = terms.request, terms.digest, terms.now
         again: list[Job] = []
         granted: list[Job] = []
         refusal = None
@@ -249,32 +263,23 @@ class Claims:
             if not again and refusal is None and may_claim:
                 ids = grants.within_limit(conn, request, reserved.ids)
                 jobs.lock_in_order(conn, ids)
-                granted = grants.grant(
-                    conn, ids, request, lease_id=lease_id, hold_s=hold_s, digest=digest, now=now
-                )
+                granted = grants.grant(conn, ids, terms)
             lost = grants.refused(conn, set(reserved.ids) - {job.id for job in granted}, now)
         if lost:
             self.index.put(lost, force=True)
         if refusal is not None:
             raise refusal
         if granted:
-            self._confirm(queue, granted, lease_id, hold_s, request.lease_seconds)
+            self._confirm(queue, granted, terms)
         return again or granted
 
-    def _confirm(
-        self,
-        queue: str,
-        granted: Sequence[Job],
-        lease_id: str,
-        hold_s: float | None,
-        lease_seconds: int,
-    ) -> None:
-        lease_ms = lease_seconds * 1000
+    def _confirm(self, queue: str, granted: Sequence[Job], terms: Terms) -> None:
+        lease_ms, hold_s = terms.request.lease_seconds * 1000, terms.hold_s
         try:
             self.reservations.confirm(
                 queue,
                 [(job.id, job.version, dump(job)) for job in granted],
-                lease_id=lease_id,
+                lease_id=terms.lease_id,
                 index=Index.RESERVED if hold_s is None else Index.GRANTING,
                 hold_ms=lease_ms if hold_s is None else int(hold_s * 1000),
                 lease_ms=lease_ms,
@@ -286,11 +291,3 @@ class Claims:
 
 def _seen_by(eligible: Eligibility, queues: Sequence[str]) -> list[str]:
     return [name for name in queues if eligible.queues is None or name in eligible.queues]
-
-
-def _digest(request: ClaimRequest) -> str:
-    said = [
-        request.lease_seconds, request.allowed_types, request.worker_capabilities,
-        request.max_jobs, request.instance_id,
-    ]  # fmt: skip
-    return hashlib.sha256(json.dumps(said).encode()).hexdigest()

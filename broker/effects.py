@@ -106,6 +106,19 @@ def succeeded(
     job: Job, canvas: Mapping[str, Any] | None, at: datetime, *, runtime_s: float
 ) -> list[Row]:
     """Say that it succeeded; the result itself is read from the job, which never changes again."""
+    shown = shown_result(job.result, job.result_summary)
+    return succeeded_with(job, canvas, at, runtime_s=runtime_s, shown=shown)
+
+
+def shown_result(result: Json, summary: str | None) -> str:
+    """Return what the event of a success shows of its result."""
+    return repr(summary if result is None else result)[:REPR_MAX]
+
+
+def succeeded_with(
+    job: Job, canvas: Mapping[str, Any] | None, at: datetime, *, runtime_s: float, shown: str
+) -> list[Row]:
+    """Say that it succeeded, for whoever knows what is to be shown of the result."""
     rows: list[Row] = [("link", {"index": i}) for i in range((canvas or {}).get("links", 0))]
     if canvas and canvas["chain"]:
         rows.append(("chain", {}))
@@ -113,8 +126,7 @@ def succeeded(
     rows.append(("store", store))
     if canvas and canvas["chord"]:
         rows.append(("chord", {"state": "SUCCESS"}))
-    result = job.result_summary if job.result is None else job.result
-    fields = {"result": repr(result)[:REPR_MAX], "runtime": runtime_s}
+    fields = {"result": shown, "runtime": runtime_s}
     rows.append(_event("task-succeeded", job.claimed_by, fields, at))
     return rows
 

@@ -9,7 +9,6 @@ Every call may come twice; each docstring says what the second gives.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import threading
@@ -21,18 +20,16 @@ from typing import Final
 from cachetools import LRUCache
 
 from broker.clock import Clock, from_ms
+from broker.completing import Completing, digest_of
 from broker.errors import (
-    DrawbridgeError,
-    JobStateConflict,
     QuotaExceeded,
     ReservationsUnavailable,
 )
 from broker.indexing import Indexer, load, with_flag
-from broker.ledger import artifacts, batches, events, holders, moves, parts, transitions, uploads
+from broker.ledger import artifacts, events, holders, moves, parts, transitions, uploads
 from broker.ledger.engine import Ledger
 from broker.records import (
     Artifact,
-    Completion,
     Event,
     Heartbeat,
     Holder,
@@ -51,7 +48,7 @@ log = logging.getLogger(__name__)
 REMEMBERED: Final = 100_000
 
 
-class Holding:
+class Holding(Completing):
     """What a holder may say of its job; threads may share one."""
 
     def __init__(
@@ -64,10 +61,8 @@ class Holding:
         settings: QueueSettings,
     ) -> None:
         """Stand on the two stores; opens nothing."""
-        self.ledger = ledger
+        super().__init__(ledger, index=index, clock=clock)
         self.reservations = reservations
-        self.index = index
-        self.clock = clock
         self.settings = settings
         self._queue_names: LRUCache[str, str] = LRUCache(REMEMBERED)
         self._queues_met: set[str] = set()
@@ -108,57 +103,6 @@ class Holding:
         self.index.put([job], force=True)
         return Heartbeat(job=job, expires_in_s=float(lease_seconds))
 
-    def complete(
-        self,
-        job_id: str,
-        holder: Holder,
-        *,
-        result: Json = None,
-        result_summary: str | None = None,
-    ) -> Job:
-        """End a lease with success; the same again under its lease id gives the same job."""
-        digest = _digest("complete", holder, result, result_summary)
-        now = self.clock.now()
-        with self.ledger.write() as conn:
-            ended = transitions.complete(
-                conn, job_id, holder, result=result, result_summary=result_summary,
-                digest=digest, now=now,
-            )  # fmt: skip
-            if ended is None:
-                job, repeated = holders.held(conn, job_id, holder, digest=digest)
-                if not repeated:  # nobody gets a lease that was not granted a moment ago
-                    raise JobStateConflict
-                return job
-        self.index.put([ended])
-        return ended
-
-    def complete_many(
-        self, worker_id: str, completions: Sequence[Completion]
-    ) -> list[Job | DrawbridgeError]:
-        """End several leases with success, in one transaction; each is answered by itself.
-
-        One that is refused keeps no other from ending; again gives the same answers.
-        """
-        outcomes: dict[str, Job | DrawbridgeError] = {}
-        ending: list[batches.Ending] = []
-        now = self.clock.now()
-        with self.ledger.write() as conn:
-            found = batches.lock(conn, [one.job_id for one in completions])
-            for one in completions:
-                holder = Holder(worker_id=worker_id, lease_id=one.lease_id)
-                digest = _digest("complete", holder, one.result, one.result_summary)
-                try:
-                    job, repeated = holders.answered(found.get(one.job_id), holder, digest=digest)
-                except DrawbridgeError as error:
-                    outcomes[one.job_id] = error
-                    continue
-                outcomes[one.job_id] = job
-                if not repeated:
-                    ending.append(batches.Ending(job, one.result, one.result_summary, digest))
-            done = batches.complete(conn, ending, now=now)
-        self.index.put(done.values())
-        return [done.get(one.job_id) or outcomes[one.job_id] for one in completions]
-
     def fail(
         self,
         job_id: str,
@@ -172,7 +116,7 @@ class Holding:
     ) -> Job:
         """End a lease with failure; the same again under its lease id gives the job as it is."""
         error = {"message": error_message, "type": error_type, "traceback": traceback}
-        digest = _digest("fail", holder, error, retryable, retry_after_s)
+        digest = digest_of("fail", holder, error, retryable, retry_after_s)
         now = self.clock.now()
         with self.ledger.write() as conn:
             job, repeated = holders.held(conn, job_id, holder, digest=digest)
@@ -192,7 +136,7 @@ class Holding:
 
         Again under its lease id gives the job as it is.
         """
-        digest = _digest("release", holder)
+        digest = digest_of("release", holder)
         with self.ledger.write() as conn:
             job, repeated = holders.held(conn, job_id, holder, digest=digest)
             if repeated:
@@ -206,7 +150,7 @@ class Holding:
 
     def cancel_ack(self, job_id: str, holder: Holder, *, message: str | None = None) -> Job:
         """Say that a cancelled job's work has stopped; again under its lease id, the same job."""
-        digest = _digest("cancel_ack", holder)
+        digest = digest_of("cancel_ack", holder)
         with self.ledger.write() as conn:
             job, repeated = holders.held(conn, job_id, holder, digest=digest)
             if repeated:
@@ -312,9 +256,3 @@ class Holding:
                     self.remember(job_id, queue)
                 return renewed
         return None
-
-
-def _digest(call: str, holder: Holder, *said: Json) -> str:
-    """Return what makes two terminal calls the same one."""
-    text = json.dumps([call, holder.worker_id, *said], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()

@@ -48,7 +48,7 @@ def complete(conn: sa.Connection, endings: Sequence[Ending], *, now: datetime) -
     for one in endings:
         row = rows[one.job.id]
         job = jobs.to_job(row)
-        payload = {"resultSummary": one.result_summary}
+        payload = events.completed(one.result_summary)
         log.append(events.row(job, row.event_seq, "Job completed", payload, now))
         runtime_s = max(0.0, (now - started[job.id]).total_seconds())
         rows_told = effects.succeeded(job, row.canvas, now, runtime_s=runtime_s)

@@ -9,12 +9,13 @@ import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal, cast
 
+import psycopg
 import sqlalchemy as sa
 
 from broker.errors import ConfigurationError, LedgerUnavailable
-from broker.ledger import pools
+from broker.ledger import driver, pools
 from broker.ledger.pools import BUSY_TIMEOUT_S, PATIENCE
 from broker.ledger.turns import Turns
 
@@ -85,6 +86,7 @@ class Ledger:
         else:
             self.dialect = "postgresql"
             self.engine = pools.postgresql(parsed)
+            self._by_itself = self.engine.execution_options(isolation_level="AUTOCOMMIT")
         self._here = threading.local()
         # SQLite's writers wait by sleeping ever longer; those of one process can queue up instead.
         self._writers = Turns()
@@ -123,24 +125,47 @@ class Ledger:
         with self._transaction(patience_s=None) as connection:
             yield connection
 
+    def at_once(self, *calls: driver.Call) -> list[list[driver.Row]]:
+        """Run statements as one transaction, in one way there and back; PostgreSQL only.
+
+        Raises:
+            LedgerUnavailable: as ``write`` does.
+        """
+        with self._open(writes=True), self._by_itself.connect() as connection:
+            held = cast(psycopg.Connection[Any], connection.connection.driver_connection)
+            try:
+                return driver.run(held, calls)
+            except psycopg.Error as error:
+                if gone := held.broken:
+                    connection.invalidate(error)
+                raise sa.exc.DBAPIError.instance(
+                    None, None, error, psycopg.Error, connection_invalidated=gone,
+                    dialect=self.engine.dialect,
+                ) from error  # fmt: skip
+
     def close(self) -> None:
         """Close what the pool holds; a closed ledger opens again when it is used."""
         self.engine.dispose()
 
     @contextmanager
     def _transaction(self, *, patience_s: float | None) -> Iterator[sa.Connection]:
+        with self._open(writes=patience_s is not None), self.engine.connect() as connection:
+            # psycopg sends READ ONLY with its BEGIN; SQLite is told in the event below.
+            connection.execution_options(
+                **{PATIENCE: patience_s, "postgresql_readonly": patience_s is None},
+            )
+            with connection.begin():
+                yield connection
+
+    @contextmanager
+    def _open(self, *, writes: bool) -> Iterator[None]:
+        """Be the one transaction of this thread, and say so when the database cannot serve."""
         self._refuse_nesting()
         self._here.open = True
         try:
-            with self.engine.connect() as connection:
-                # psycopg sends READ ONLY with its BEGIN; SQLite is told in the event below.
-                connection.execution_options(
-                    **{PATIENCE: patience_s, "postgresql_readonly": patience_s is None},
-                )
-                with connection.begin():
-                    yield connection
+            yield
         except (sa.exc.DBAPIError, sa.exc.TimeoutError) as error:
-            if (reason := _away(error, writes=patience_s is not None)) is None:
+            if (reason := _away(error, writes=writes)) is None:
                 raise
             if isinstance(error, sa.exc.DBAPIError) and _is_standby(error):
                 # Behind the same address there may be a new primary; ours stay with the old one.

@@ -37,6 +37,11 @@ def row(
     }  # fmt: skip
 
 
+def completed(result_summary: str | None) -> dict[str, Any]:
+    """Return what a job's log says of its good end."""
+    return {"resultSummary": result_summary}
+
+
 def insert(conn: sa.Connection, rows: Sequence[Mapping[str, Any]]) -> None:
     """Insert entries whose numbers the caller took under the row lock."""
     if rows:

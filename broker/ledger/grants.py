@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from operator import attrgetter
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import sqlalchemy as sa
 
@@ -23,38 +25,64 @@ from broker.states import Status, Trigger, sources, target
 T = TypeVar("T")
 
 
-def grant(
-    conn: sa.Connection,
-    ids: Sequence[str],
-    request: ClaimRequest,
-    *,
-    lease_id: str,
-    hold_s: float | None,
-    digest: str | None,
-    now: datetime,
-) -> list[Job]:
+def digest_of(request: ClaimRequest) -> str:
+    """Return what makes two claims under one key the same one."""
+    said = [
+        request.lease_seconds, request.allowed_types, request.worker_capabilities,
+        request.max_jobs, request.instance_id,
+    ]  # fmt: skip
+    return hashlib.sha256(json.dumps(said).encode()).hexdigest()
+
+
+class Terms(NamedTuple):
+    """What a claim is granted on: under which lease, and for how long it may lie untaken."""
+
+    request: ClaimRequest
+    lease_id: str
+    #: None when the claim holds its full lease at once
+    hold_s: float | None
+    #: of the request, when it came with a key
+    digest: str | None
+    now: datetime
+
+    @property
+    def until(self) -> datetime:
+        """When the lease ends."""
+        return self.now + timedelta(seconds=self.request.lease_seconds)
+
+    @property
+    def held_until(self) -> datetime | None:
+        """When the grant goes back unless it was taken up."""
+        return None if self.hold_s is None else self.now + timedelta(seconds=self.hold_s)
+
+
+def grant(conn: sa.Connection, ids: Sequence[str], terms: Terms) -> list[Job]:
     """Give the jobs that may run now to one worker, under one lease id; one UPDATE for all."""
+    request, now = terms.request, terms.now
     (queued,) = sources(Trigger.GRANT)
     granted = {
         "status": target(queued, Trigger.GRANT), "claimed_by": request.worker_id,
-        "lease_id": lease_id, "lease_seconds": request.lease_seconds,
-        "lease_expires_at": now + timedelta(seconds=request.lease_seconds),
-        "held_until": None if hold_s is None else now + timedelta(seconds=hold_s),
+        "lease_id": terms.lease_id, "lease_seconds": request.lease_seconds,
+        "lease_expires_at": terms.until, "held_until": terms.held_until,
         "next_attempt_at": None, "fence": Sql.NEXT_FENCE, "started_at": Sql.FIRST_START,
     }  # fmt: skip
     moved = transition(conn, ids, now=now, status=queued, due=True, to=granted) if ids else []
     if not moved:
         return []
-    open_attempts(conn, [_attempt(one.job, request, digest) for one in moved])
+    open_attempts(conn, [_attempt(one.job, request, terms.digest) for one in moved])
     log, told = [], []
     for job, seq, _ in moved:
-        payload = {"workerId": job.claimed_by, "attempt": job.attempt, "fence": job.fence}
-        log.append(events.row(job, seq, "Job claimed", payload, job.updated_at))
+        log.append(events.row(job, seq, "Job claimed", claimed(job), job.updated_at))
         told += [(job.id, row) for row in effects.granted(job, job.updated_at)]
         figures.moved(job.queue, job.type, Trigger.GRANT)
     events.insert(conn, log)
     outbox.insert(conn, told, now)
     return in_order(one.job for one in moved)
+
+
+def claimed(job: Job) -> dict[str, Any]:
+    """Return what a job's log says of a grant."""
+    return {"workerId": job.claimed_by, "attempt": job.attempt, "fence": job.fence}
 
 
 def _attempt(job: Job, request: ClaimRequest, digest: str | None) -> dict[str, Any]:

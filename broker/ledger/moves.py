@@ -34,9 +34,9 @@ class Sql(Enum):
     THE_MOMENT = "now, or the last change if that is later"
 
 
-_NOW: Final = sa.bindparam("now_", type_=jobs.c.updated_at.type)
+NOW: Final = sa.bindparam("now_", type_=jobs.c.updated_at.type)
 #: now, or the last change if that is later: clocks differ, and a job's story goes forward only
-_NOT_BEFORE: Final = sa.case((jobs.c.updated_at > _NOW, jobs.c.updated_at), else_=_NOW)
+_NOT_BEFORE: Final = sa.case((jobs.c.updated_at > NOW, jobs.c.updated_at), else_=NOW)
 _SQL: Final[Mapping[Sql, sa.ColumnElement[Any]]] = MappingProxyType(
     {
         Sql.NEXT_FENCE: jobs.c.fence + 1,
@@ -46,16 +46,18 @@ _SQL: Final[Mapping[Sql, sa.ColumnElement[Any]]] = MappingProxyType(
         Sql.THE_MOMENT: _NOT_BEFORE,
     }
 )
+#: neither held back nor expired
+DUE: Final = sa.and_(
+    sa.or_(jobs.c.next_attempt_at.is_(None), jobs.c.next_attempt_at <= NOW),
+    sa.or_(jobs.c.expires_at.is_(None), jobs.c.expires_at > NOW),
+)
 #: what may be asked of the rows beside their ids
 _GUARDS: Final[Mapping[str, sa.ColumnElement[bool]]] = MappingProxyType(
     {
         "status": jobs.c.status == sa.bindparam("is_status", type_=jobs.c.status.type),
         "lease_id": jobs.c.lease_id == sa.bindparam("is_lease_id"),
         "claimed_by": jobs.c.claimed_by == sa.bindparam("is_claimed_by"),
-        "due": sa.and_(
-            sa.or_(jobs.c.next_attempt_at.is_(None), jobs.c.next_attempt_at <= _NOW),
-            sa.or_(jobs.c.expires_at.is_(None), jobs.c.expires_at > _NOW),
-        ),
+        "due": DUE,
     }
 )
 
@@ -108,18 +110,23 @@ def _transition(
         else jobs.c.id.in_(sa.bindparam("ids", expanding=True))
     )
     values = {name: sa.bindparam(f"to_{name}", type_=jobs.c[name].type) for name in given}
+    guards = (_GUARDS[name] for name in asked)
+    return update(which, *guards, to=values | dict(known)).returning(
+        *COLUMNS, jobs.c.event_seq, jobs.c.canvas
+    )
+
+
+def update(*where: sa.ColumnElement[bool], to: Mapping[str, Any]) -> sa.Update:
+    """Build the UPDATE of a transition: what it sets, and what each of them changes beside it."""
     return (
         jobs.update()
-        .where(which)
-        .where(*(_GUARDS[name] for name in asked))
+        .where(*where)
         .values(
             version=jobs.c.version + 1,
             event_seq=jobs.c.event_seq + 1,
             updated_at=_NOT_BEFORE,
-            **values,
-            **{name: _SQL[value] for name, value in known},
+            **{name: _SQL[to_] if isinstance(to_, Sql) else to_ for name, to_ in to.items()},
         )
-        .returning(*COLUMNS, jobs.c.event_seq, jobs.c.canvas)
     )
 
 

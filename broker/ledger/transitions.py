@@ -52,7 +52,7 @@ def complete(
     figures.moved(moved.job.queue, moved.job.type, Trigger.COMPLETE)
     runtime_s = _end(conn, moved, "succeeded", now)
     told = effects.succeeded(moved.job, moved.canvas, now, runtime_s=runtime_s)
-    return _tell(conn, moved, "Job completed", {"resultSummary": result_summary}, told, now)
+    return _tell(conn, moved, "Job completed", events.completed(result_summary), told, now)
 
 
 def fail(

@@ -28,10 +28,14 @@ def lock_worker(conn: sa.Connection, worker_id: str, now: datetime) -> bool:
 
 @cache
 def _lock_worker(dialect: str) -> Any:
-    statement = upsert(dialect, workers).on_conflict_do_update(
+    return counting(upsert(dialect, workers)).returning(workers.c.draining_at)
+
+
+def counting(row: Any) -> Any:
+    """Let an insert of a worker's row count a grant if it is there, which holds it as well."""
+    return row.on_conflict_do_update(
         index_elements=[workers.c.worker_id], set_={"grants": workers.c.grants + 1}
     )
-    return statement.returning(workers.c.draining_at)
 
 
 def say_hello(conn: sa.Connection, worker_id: str, info: Mapping[str, Any], now: datetime) -> None:
