@@ -41,7 +41,8 @@ class Credentials:
     """The tokens of one ledger; safe to share between threads.
 
     ``on_revoke`` tells the other processes at once, ``is_revoked`` asks whether they were told;
-    both may raise ``Unavailable``, and then what the ledger says holds within ``FRESH_S``.
+    both may raise ``Unavailable``, and then what the ledger says holds within ``FRESH_S``. It is
+    asked at most once in ``TOLD_S`` for each credential.
     """
 
     def __init__(
@@ -237,7 +238,7 @@ class Credentials:
             raise AuthFailed(why="kind", credential=parsed.id)
         if not rows.valid(credential, now):
             raise AuthFailed(why=rows.state(credential, now), credential=parsed.id)
-        if self._revoked_elsewhere(parsed.id):
+        if self._revoked_elsewhere(parsed.id, stale=credential.stale):
             self._remembered.forget(parsed.id)
             raise AuthFailed(why="revoked", credential=parsed.id)
         if not credential.stale and self._remembered.use_is_due(parsed.id):
@@ -276,13 +277,17 @@ class Credentials:
         except LedgerUnavailable as error:
             logger.debug("use not noted: %s", error, extra={"token": token_id})
 
-    def _revoked_elsewhere(self, token_id: str) -> bool:
-        if self._is_revoked is None:
+    def _revoked_elsewhere(self, token_id: str, *, stale: bool) -> bool:
+        # while the ledger is away nothing else tells of it
+        if self._is_revoked is None or (self._remembered.unrevoked(token_id) and not stale):
             return False
         try:
-            return self._is_revoked(token_id)
+            revoked = self._is_revoked(token_id)
         except Unavailable:
             return False
+        if not revoked:
+            self._remembered.note_unrevoked(token_id)
+        return revoked
 
 
 def _act(action: str, actor: str | None, source: str | None, token_id: str, **detail: Any) -> Act:

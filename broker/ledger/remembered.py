@@ -14,6 +14,8 @@ from broker.records import Credential
 
 #: how old a belief may be while the ledger answers; so long a revocation may take
 FRESH_S: Final = 5.0
+#: how old word may be that nobody has told of a revocation: asking costs a way to Redis
+TOLD_S: Final = 0.5
 #: how long a credential that was valid serves heartbeats while the ledger is away (decision 23)
 STALE_S: Final = 900.0
 #: a ledger that is away is asked again after this, by one request at a time
@@ -41,6 +43,7 @@ class Remembered:
         self._fresh: TTLCache[str, Known] = TTLCache(REMEMBERED, FRESH_S, timer)
         self._valid: TTLCache[str, Known] = TTLCache(REMEMBERED, STALE_S, timer)
         self._used: TTLCache[str, bool] = TTLCache(REMEMBERED, USED_EVERY_S, timer)
+        self._unrevoked: TTLCache[str, bool] = TTLCache(REMEMBERED, TOLD_S, timer)
         self._probe_at: float | None = None
 
     def fresh(self, token_id: str) -> Known | None:
@@ -92,8 +95,19 @@ class Remembered:
                 self._used[token_id] = True
             return due
 
+    def unrevoked(self, token_id: str) -> bool:
+        """Tell whether nobody had told of a revocation a moment ago."""
+        with self._lock:
+            return token_id in self._unrevoked
+
+    def note_unrevoked(self, token_id: str) -> None:
+        """Take note that nobody has told of a revocation."""
+        with self._lock:
+            self._unrevoked[token_id] = True
+
     def forget(self, token_id: str) -> None:
         """Believe nothing of a credential any more."""
         with self._lock:
+            self._unrevoked.pop(token_id, None)
             self._fresh.pop(token_id, None)
             self._valid.pop(token_id, None)

@@ -28,7 +28,7 @@ from broker.ledger.credential_rows import state
 from broker.ledger.credentials import Credentials
 from broker.ledger.engine import Ledger
 from broker.ledger.models import CredentialRow
-from broker.ledger.remembered import FRESH_S, PROBE_S, STALE_S
+from broker.ledger.remembered import FRESH_S, PROBE_S, STALE_S, TOLD_S
 from broker.policy import Policy
 
 NOW = datetime(2026, 7, 1, 12, 0, tzinfo=UTC)
@@ -378,16 +378,34 @@ def test_another_process_follows_a_revocation_within_five_seconds(
     assert FRESH_S <= 5
 
 
-def test_another_process_that_is_told_follows_at_once(ledger: Ledger):
+def test_another_process_that_is_told_follows_within_half_a_second(ledger: Ledger):
     told: set[str] = set()
+    timer = Timer()
     here = Credentials(ledger, on_revoke=told.add)
-    elsewhere = Credentials(ledger, is_revoked=told.__contains__, timer=Timer())
+    elsewhere = Credentials(ledger, is_revoked=told.__contains__, timer=timer)
     made, text = here.create("worker", worker_id="w", now=NOW)
     elsewhere.verify(text, now=NOW)
     here.revoke(made.id, now=NOW)
     assert told == {made.id}
+    timer.now_s += TOLD_S
+    assert TOLD_S <= 0.5
     with pytest.raises(AuthFailed):
         elsewhere.verify(text, now=NOW)
+
+
+def test_whether_a_token_was_revoked_is_asked_twice_a_second(ledger: Ledger):
+    asked: list[str] = []
+    timer = Timer()
+    credentials = Credentials(
+        ledger, is_revoked=lambda token_id: bool(asked.append(token_id)), timer=timer
+    )
+    made, text = credentials.create("worker", worker_id="w", now=NOW)
+    for _ in range(10):
+        credentials.verify(text, now=NOW)
+    assert asked == [made.id]
+    timer.now_s += TOLD_S
+    credentials.verify(text, now=NOW)
+    assert asked == [made.id] * 2
 
 
 def test_reservations_that_are_away_neither_stop_a_revocation_nor_a_login(ledger: Ledger):
