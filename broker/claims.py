@@ -20,7 +20,8 @@ from cachetools import LRUCache
 from broker.clock import Clock, from_ms
 from broker.errors import GenerationMoved, InvalidPayload, ReservationsUnavailable, Unavailable
 from broker.expiry import Expiry
-from broker.indexing import Indexer, dump
+from broker.indexing import Indexer
+from broker.job_text import dump
 from broker.ledger import at_once, grants, jobs, queues, workers
 from broker.ledger.engine import Ledger
 from broker.ledger.grants import Terms
@@ -175,7 +176,7 @@ class Claims:
             return list(queues)
         heads = []
         for queue in queues:
-            head = self._indexed(queue, partial(self.reservations.head, queue, eligible.allows))
+            head = self._indexed(queue, partial(self.reservations.head, queue, eligible))
             if head is not None:
                 heads.append((head, queue))
         return [queue for _, queue in sorted(heads)] or list(queues)
@@ -192,7 +193,7 @@ class Claims:
             queue,
             lambda: self.reservations.reserve(
                 queue,
-                eligible.allows,
+                eligible,
                 lease_id=lease_id,
                 worker_id=request.worker_id,
                 limit=limit,

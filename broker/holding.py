@@ -25,7 +25,8 @@ from broker.errors import (
     QuotaExceeded,
     ReservationsUnavailable,
 )
-from broker.indexing import Indexer, load, with_flag
+from broker.indexing import Indexer
+from broker.job_text import load, with_flag
 from broker.ledger import artifacts, events, holders, moves, parts, transitions, uploads
 from broker.ledger.engine import Ledger
 from broker.records import (

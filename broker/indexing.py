@@ -5,22 +5,21 @@ The step after a commit is best effort: what it misses, reconcile finds.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import fields, replace
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final
 from uuid import uuid4
 
 from broker.clock import Clock, from_ms, to_ms
 from broker.errors import GenerationMoved, ReservationsUnavailable, Unavailable
+from broker.job_text import cancel_flag, dump
 from broker.ledger import queues, scans
 from broker.ledger.engine import Ledger
 from broker.policy import Lane
 from broker.records import Job
-from broker.reservations.shapes import Placement
+from broker.reservations.shapes import Placement, Sheaf
 from broker.reservations.store import Reservations
 from broker.states import LIVE, TERMINAL, Index, Status
 
@@ -31,50 +30,10 @@ Indexed = Job | scans.Brief
 
 #: rows read at once
 PAGE: Final = 1000
+#: lanes whose heads a reconcile looks at
+LANES: Final = 500
 #: how far back reconcile looks beyond its last good run: longer than any transaction takes
 OVERLAP: Final = timedelta(seconds=30)
-
-_MOMENTS: Final = tuple(
-    field.name for field in fields(Job) if field.name.endswith(("_at", "_until"))
-)
-
-
-def dump(job: Job) -> str:
-    """Write a job as JSON that only Drawbridge reads."""
-    values = {field.name: getattr(job, field.name) for field in fields(Job)}
-    # large, and its holder has it since the claim
-    values["checkpoint"] = None
-    return json.dumps(values, separators=(",", ":"), default=_moment)
-
-
-def _moment(value: Any) -> str:
-    if isinstance(value, datetime):
-        return value.isoformat()
-    raise TypeError(f"{type(value).__name__} has no place in a job")
-
-
-def load(text: str) -> Job:
-    """Read back what ``dump`` wrote."""
-    values = json.loads(text)
-    for name in _MOMENTS:
-        if values[name] is not None:
-            values[name] = datetime.fromisoformat(values[name])
-    return Job(**values | {"status": Status(values["status"])})
-
-
-def cancel_flag(job: Job) -> str:
-    """Return what a heartbeat tells the holder of a cancel request; empty when there is none."""
-    if job.cancel_requested_at is None:
-        return ""
-    return json.dumps([job.cancel_requested_at.isoformat(), job.cancel_reason])
-
-
-def with_flag(job: Job, flag: str) -> Job:
-    """Put a cancel request from the reservations into the job it is about."""
-    if not flag:
-        return job
-    moment, reason = json.loads(flag)
-    return replace(job, cancel_requested_at=datetime.fromisoformat(moment), cancel_reason=reason)
 
 
 def placement(job: Indexed, now: datetime, *, untaken: bool = False) -> Placement:
@@ -105,6 +64,16 @@ def placement(job: Indexed, now: datetime, *, untaken: bool = False) -> Placemen
     return Placement(index=Index.READY, at_ms=0, **common)
 
 
+def _sheaves(page: scans.Waits, now: datetime) -> list[Sheaf]:
+    """Say the same of queued jobs, in brief."""
+    alike: dict[tuple[str, int, int, int | str], list[str]] = defaultdict(list)
+    for job_id, seq, version, priority, lane, later in page.rows:
+        moment = page.moments.get(job_id) if later else None
+        due_ms = to_ms(moment) + 1 if moment is not None and moment > now else ""
+        alike[lane, -priority, version, due_ms].append(f"{seq:016d}:{job_id}")
+    return [Sheaf(*key, members) for key, members in alike.items()]
+
+
 class Indexer:
     """Keeps the reservations in step with the ledger."""
 
@@ -114,6 +83,7 @@ class Indexer:
         self._reservations = reservations
         self._clock = clock
         self._cursor = 0
+        self._lanes_seen: dict[str, int] = {}
 
     def put(
         self, changed: Iterable[Job], *, force: bool = False, untaken: Collection[str] = ()
@@ -186,19 +156,44 @@ class Indexer:
         with self._ledger.write() as conn:
             generation = queues.bump_generation(conn, queue)
         lanes: Counter[str] = Counter()
-        last, total = 0, 0
-        while True:
-            with self._ledger.read() as conn:
-                page = scans.live_page(conn, queue=queue, after=last, limit=PAGE)
-            if page.last is None:
-                break
-            now = self._clock.now()
-            placements = [placement(job, now) for job in page.jobs if job.status in LIVE]
+        total = 0
+        for page, specs in self._waiting(queue):
+            sheaves = _sheaves(page, self._clock.now())
+            self._reservations.fill(queue, generation, token, sheaves, specs=specs)
+            for one in sheaves:
+                lanes[one.lane] += len(one.members) if one.due_ms == "" else 0
+            total += len(page.rows)
+        # a job that was given meanwhile comes twice; the later word counts
+        for running in self._running(queue):
+            placements = [placement(job, self._clock.now()) for job in running]
             self._reservations.build(queue, generation, token, placements)
-            lanes.update(p.lane.key for p in placements if p.index is Index.READY)
-            last, total = page.last.seq, total + len(placements)
+            total += len(placements)
         self._reservations.publish(queue, generation, token, lanes, mark_ms=to_ms(started))
         return generation, total
+
+    def _waiting(self, queue: str) -> Iterator[tuple[scans.Waits, list[str]]]:
+        """Page through the queued jobs of a queue; with each page the lanes that are new in it."""
+        last, known = 0, set[str]()
+        while True:
+            with self._ledger.read() as conn:
+                page = scans.waiting_page(conn, queue, after=last, limit=PAGE)
+                new = {row[4]: row[0] for row in page.rows if row[4] not in known}
+                specs = scans.specs(conn, new.values())
+            if not page.rows:
+                return
+            known |= new.keys()
+            last = page.rows[-1][1]
+            yield page, specs
+
+    def _running(self, queue: str) -> Iterator[list[Job]]:
+        last = 0
+        while True:
+            with self._ledger.read() as conn:
+                page = scans.running_page(conn, queue, after=last, limit=PAGE)
+            if not page:
+                return
+            last = page[-1].seq
+            yield page
 
     def reconcile(self) -> dict[str, int]:
         """Compare, bounded: rebuild lost queues, place what changed lately, and a page of all.
@@ -218,8 +213,18 @@ class Indexer:
         repaired = self._repair(self._changed(marks, started), marks)
         repaired += self._repair(self._walked(), marks)
         for queue in marks:
+            repaired += self._mend(queue)
             self._reservations.set_mark(queue, to_ms(started))
         return {"rebuilt": rebuilt, "repaired": repaired}
+
+    def _mend(self, queue: str) -> int:
+        """Look at the next heads of lanes, starting over at the end; returns how many were wrong.
+
+        One that is missing hides its lane from claims.
+        """
+        at = self._lanes_seen.get(queue, 0)
+        mended, self._lanes_seen[queue] = self._reservations.mend(queue, at=at, limit=LANES)
+        return mended
 
     def _repair(self, pages: Iterable[Sequence[Indexed]], queues: Collection[str]) -> int:
         """Place jobs of the queues that have an index; returns how many were not where they are."""

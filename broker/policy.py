@@ -189,6 +189,10 @@ class Eligibility:
     capabilities: frozenset[str]
     queues: frozenset[str] | None
 
+    def __call__(self, lane: Lane) -> bool:
+        """See a lane; equal ones see the same, so the reservations may keep it in mind."""
+        return self.allows(lane)
+
     def allows(self, lane: Lane) -> bool:
         """Tell whether a job of this lane may be given."""
         return (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from datetime import datetime, timedelta
 from typing import Any, Final
@@ -85,11 +85,16 @@ def lock_in_order(conn: sa.Connection, ids: Sequence[str]) -> None:
         conn.execute(query.with_for_update())
 
 
+def chunks(ids: Sequence[str]) -> Iterator[Sequence[str]]:
+    """Cut ids to what one IN (…) may hold."""
+    return (ids[at : at + CHUNK] for at in range(0, len(ids), CHUNK))
+
+
 def by_ids(conn: sa.Connection, ids: Sequence[str]) -> list[Job]:
     """Read some jobs by id, in enqueue order."""
     found: list[Job] = []
-    for at in range(0, len(ids), CHUNK):
-        found += get_many(conn, jobs.c.id.in_(ids[at : at + CHUNK]))
+    for some in chunks(ids):
+        found += get_many(conn, jobs.c.id.in_(some))
     return found
 
 
@@ -97,8 +102,8 @@ def identities(conn: sa.Connection, ids: Sequence[str]) -> dict[str, tuple[str, 
     """Read (task id, request digest), by id, of those jobs that are known."""
     columns = (jobs.c.id, jobs.c.task_id, jobs.c.request_digest)
     found: dict[str, tuple[str, str | None]] = {}
-    for at in range(0, len(ids), CHUNK):
-        query = sa.select(*columns).where(jobs.c.id.in_(ids[at : at + CHUNK]))
+    for some in chunks(ids):
+        query = sa.select(*columns).where(jobs.c.id.in_(some))
         found |= {row.id: (row.task_id, row.request_digest) for row in conn.execute(query)}
     return found
 

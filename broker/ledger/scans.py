@@ -5,14 +5,14 @@ The order of each query is the order of its index: asked for another one, SQLite
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from operator import attrgetter
 from typing import Any, Final, NamedTuple
 
 import sqlalchemy as sa
 
-from broker.ledger.jobs import COLUMNS, by_ids, jobs, to_job
+from broker.ledger.jobs import COLUMNS, by_ids, chunks, get_many, jobs, to_job
 from broker.records import Job
 from broker.states import LIVE, Status
 
@@ -36,6 +36,19 @@ class Brief(NamedTuple):
         return f"{self.seq:016d}:{self.id}"
 
 
+class Waits(NamedTuple):
+    """Some queued jobs for an index that is built anew: there are many, so it is little of each."""
+
+    #: (id, seq, version, priority, lane, whether it waits for a moment)
+    rows: Sequence[Sequence[Any]]
+    #: the moments of those that wait for one
+    moments: dict[str, datetime]
+
+
+_WAITS: Final = (
+    *(jobs.c[name] for name in ("id", "seq", "version", "priority", "lane")),
+    jobs.c.next_attempt_at.is_not(None),
+)
 _BRIEF: Final = tuple(jobs.c[name] for name in Brief._fields)
 
 
@@ -46,18 +59,43 @@ class Page(NamedTuple):
     last: Brief | None
 
 
-def live_page(conn: sa.Connection, *, after: int, limit: int, queue: str | None = None) -> Page:
+def live_page(conn: sa.Connection, *, after: int, limit: int) -> Page:
     """Read the next jobs in enqueue order that have not ended."""
     rows: list[Brief] = []
     # One status at a time: only then does the index on (status, seq) give them in order. For both
     # at once SQLite sorts all live jobs for each page, and PostgreSQL wades through the ended ones.
     for status in LIVE:
-        where = [jobs.c.status == status, jobs.c.seq > after]
-        if queue is not None:
-            where.append(jobs.c.queue == queue)
+        where = (jobs.c.status == status, jobs.c.seq > after)
         query = sa.select(*_BRIEF).where(*where).order_by(jobs.c.seq).limit(limit)
         rows += [Brief(*row) for row in conn.execute(query)]
     return _page(conn, sorted(rows, key=attrgetter("seq"))[:limit])
+
+
+def waiting_page(conn: sa.Connection, queue: str, *, after: int, limit: int) -> Waits:
+    """Read the next queued jobs of a queue, in enqueue order."""
+    where = (jobs.c.status == Status.QUEUED, jobs.c.seq > after, jobs.c.queue == queue)
+    query = sa.select(*_WAITS).where(*where).order_by(jobs.c.seq).limit(limit)
+    rows = conn.execute(query).all()
+    later = [row[0] for row in rows if row[5]]
+    moments: dict[str, datetime] = {}
+    for some in chunks(later):
+        query = sa.select(jobs.c.id, jobs.c.next_attempt_at).where(jobs.c.id.in_(some))
+        moments |= {job_id: moment for job_id, moment in conn.execute(query) if moment}
+    return Waits(rows, moments)
+
+
+def running_page(conn: sa.Connection, queue: str, *, after: int, limit: int) -> list[Job]:
+    """Read the next running jobs of a queue, in enqueue order."""
+    where = (jobs.c.status == Status.RUNNING, jobs.c.seq > after, jobs.c.queue == queue)
+    return get_many(conn, *where, limit=limit)
+
+
+def specs(conn: sa.Connection, ids: Iterable[str]) -> list[str]:
+    """Read the lanes of some jobs."""
+    found: list[str] = []
+    for some in chunks(list(ids)):
+        found += conn.scalars(sa.select(jobs.c.lane_spec).where(jobs.c.id.in_(some)))
+    return found
 
 
 def changed_page(conn: sa.Connection, *, after: tuple[datetime, int], limit: int) -> Page:

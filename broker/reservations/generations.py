@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -12,7 +12,7 @@ import redis
 from broker.reservations.cluster import holder_of
 from broker.reservations.keys import QueueKeys
 from broker.reservations.server import Server
-from broker.reservations.shapes import Placement, parts
+from broker.reservations.shapes import Placement, Sheaf, parts
 
 #: how long a builder may be silent before another takes over; claims wait for it
 BUILDING_MS: Final = 10_000
@@ -40,6 +40,26 @@ class Generations(Server):
         """Become the one who rebuilds a queue's index; False while another is at it."""
         with self._guard():
             return bool(self.client.set(QueueKeys(queue).building, token, nx=True, px=BUILDING_MS))
+
+    def fill(
+        self,
+        queue: str,
+        generation: int,
+        token: str,
+        sheaves: Iterable[Sheaf],
+        *,
+        specs: Sequence[str],
+    ) -> None:
+        """Put waiting jobs into a generation nobody reads yet, and lanes it does not know.
+
+        ``GenerationMoved`` when the duty was lost.
+        """
+        keys = QueueKeys(queue, generation)
+        args = [value for sheaf in sheaves for value in sheaf.args()]
+        head = [token, keys.prefix, "", len(specs), *specs]
+        with self._guard():
+            self._scripts.call("fill", [keys.building, *keys.script_keys[1:]], head + args)
+            self.client.pexpire(keys.building, BUILDING_MS)
 
     def build(
         self, queue: str, generation: int, token: str, placements: Sequence[Placement]

@@ -7,6 +7,7 @@ All keys of a queue share the hash tag ``{db:<queue>}``; under ``g<n>:`` lies on
 ``building``      string  token of who rebuilds just now
 ``wake``          channel jobs came to a lane: ``{queue, lane, n}``
 ``lane:<lane>``   zset    ready jobs, ``<seq>:<id>`` by -priority
+``heads``         zset    first ready job of each lane, ``<seq>:<id> <lane>`` by -priority
 ``lanes``         zset    spec of each lane by the version it came with; only grows
 ``lanes_ver``     string  counts lanes
 ``scheduled``     zset    job id by the moment it becomes ready, epoch ms
@@ -95,5 +96,5 @@ class QueueKeys:
     @property
     def script_keys(self) -> list[str]:
         """KEYS of every script, as the prelude numbers them."""
-        names = ("scheduled", "granting", "reserved", "lanes", "lanes_ver")
+        names = ("scheduled", "granting", "reserved", "lanes", "lanes_ver", "heads")
         return [self.pointer, *(self.prefix + name for name in names)]

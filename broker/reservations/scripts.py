@@ -20,7 +20,11 @@ NAMES: Final = (
     "promote",
     "heads",
     "publish",
+    "fill",
+    "mend",
 )
+#: those that look for the best ready job
+SEEKERS: Final = frozenset({"reserve", "heads"})
 
 
 class LanesMoved(Exception):
@@ -31,6 +35,8 @@ def source(name: str, *, shebang: bool = True) -> str:
     """Return a script's text: its own ``#!lua`` line first, then the prelude, then its body."""
     folder = files("broker.reservations") / "lua"
     prelude = (folder / "_prelude.lua").read_text()
+    if name in SEEKERS:
+        prelude += (folder / "_heads.lua").read_text()
     body = (folder / f"{name}.lua").read_text()
     first, _, rest = body.partition("\n")
     if first.startswith("#!"):

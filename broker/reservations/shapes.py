@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 from broker.policy import Lane
 from broker.states import Index
@@ -13,6 +13,21 @@ from broker.states import Index
 BATCH: Final = 200
 
 T = TypeVar("T")
+
+
+class Sheaf(NamedTuple):
+    """Waiting jobs alike in all but their members, as fill.lua reads them."""
+
+    lane: str
+    rank: int
+    version: int
+    #: when they become ready, epoch ms; empty is at once
+    due_ms: int | str
+    members: Sequence[str]
+
+    def args(self) -> list[Any]:
+        """Return it as fill.lua reads it."""
+        return [self.lane, self.rank, self.version, self.due_ms, len(self.members), *self.members]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Final
 
 import redis
@@ -13,23 +13,17 @@ from broker.errors import GenerationMoved, ReservationsUnavailable
 from broker.policy import Lane
 from broker.reservations.generations import Generations
 from broker.reservations.keys import QueueKeys
+from broker.reservations.lanes import KnownLanes, Sight
 from broker.reservations.scripts import LanesMoved
 from broker.reservations.shapes import Due, Placement, Renewed, Reserved, parts
 from broker.states import Index
+
+log = logging.getLogger(__name__)
 
 #: between reserve and the ledger's word
 GRANT_HOLD_MS: Final = 10_000
 #: a sweep that died is resumed after this
 EXPIRING_AGAIN_MS: Final = 10_000
-
-
-@dataclass(slots=True)
-class _Known:
-    """What this process remembers of one queue."""
-
-    generation: int
-    lanes_ver: int = 0
-    lanes: dict[str, Lane] = field(default_factory=dict)
 
 
 class Reservations(Generations):
@@ -48,12 +42,12 @@ class Reservations(Generations):
         """
         super().__init__(client, shebang=shebang)
         self._now_ms = now_ms
-        self._known: dict[str, _Known] = {}
+        self._known: dict[str, KnownLanes] = {}
         self._lock = threading.Lock()
 
     # -- generations and lanes ---------------------------------------------------------------
 
-    def _get_known(self, queue: str, *, fresh: bool = False) -> _Known:
+    def _get_known(self, queue: str, *, fresh: bool = False) -> KnownLanes:
         known = self._known.get(queue)
         if known is None or fresh:
             generation = self.generation(queue)
@@ -62,14 +56,14 @@ class Reservations(Generations):
             with self._lock:
                 known = self._known.get(queue)
                 if known is None or known.generation != generation:
-                    known = self._known[queue] = _Known(generation)
+                    known = self._known[queue] = KnownLanes(generation)
         return known
 
     def _call(
         self,
         name: str,
         queue: str,
-        args: Callable[[_Known], list[Any]],
+        args: Callable[[KnownLanes], list[Any]],
     ) -> Any:
         """Run a script in the generation that counts, once more if ours was old."""
         moment = "" if self._now_ms is None else self._now_ms()
@@ -85,17 +79,17 @@ class Reservations(Generations):
                     raise
         raise GenerationMoved
 
-    def _learn_lanes(self, queue: str, known: _Known) -> None:
-        keys = QueueKeys(queue, known.generation)
+    def _learn_lanes(self, queue: str, known: KnownLanes) -> None:
+        prefix = QueueKeys(queue, known.generation).prefix
         with self._guard():
-            rows: Any = self.client.zrangebyscore(
-                keys.prefix + "lanes", f"({known.lanes_ver}", "+inf", withscores=True
-            )
+            # first the count: lanes that come after it are learnt too early, none too late
+            count: Any = self.client.get(prefix + "lanes_ver")
+            version = int(count or 0)
+            # a count that fell was lost, and what it has counted since is new
+            after = known.version if version > known.version else 0
+            rows: Any = self.client.zrangebyscore(prefix + "lanes", f"({after}", "+inf")
         with self._lock:
-            for spec, version in rows:
-                lane = Lane.from_spec(spec)
-                known.lanes[lane.key] = lane
-                known.lanes_ver = max(known.lanes_ver, int(version))
+            known.learn(rows, version)
 
     def lane(self, queue: str, key: str) -> Lane | None:
         """Look a lane up by its key, asking Redis when it is new to this process.
@@ -113,10 +107,9 @@ class Reservations(Generations):
             pass
         return None
 
-    def _matching(self, known: _Known, allows: Callable[[Lane], bool]) -> list[Lane]:
+    def _told(self, known: KnownLanes, sight: Sight) -> tuple[int, str, str]:
         with self._lock:
-            lanes = list(known.lanes.values())
-        return [lane for lane in lanes if allows(lane)]
+            return known.version, *known.told(sight)
 
     # -- the scripts -------------------------------------------------------------------------
 
@@ -152,7 +145,7 @@ class Reservations(Generations):
     def reserve(
         self,
         queue: str,
-        allows: Callable[[Lane], bool],
+        sight: Sight,
         *,
         lease_id: str,
         worker_id: str,
@@ -160,32 +153,54 @@ class Reservations(Generations):
     ) -> Reserved:
         """Hold the best ready jobs of the lanes a worker may see; reserve.lua."""
         channel = QueueKeys(queue).channel
+        used = self._get_known(queue)
 
-        def args(known: _Known) -> list[Any]:
-            lanes = [lane.key for lane in self._matching(known, allows)]
+        def args(known: KnownLanes) -> list[Any]:
+            nonlocal used
+            used = known
+            version, how, lanes = self._told(known, sight)
             return [
-                known.lanes_ver, lease_id, worker_id, GRANT_HOLD_MS, limit, channel, queue, *lanes,
+                version, lease_id, worker_id, GRANT_HOLD_MS, limit, channel, queue, how, lanes,
             ]  # fmt: skip
 
-        now, overdue, *ids = self._with_lanes("reserve", queue, args)
-        return Reserved(int(now), int(overdue), tuple(ids))
+        now, overdue, *held = self._with_lanes("reserve", queue, args)
+        lanes = dict(zip(held[::2], held[1::2], strict=True))
+        ids = tuple(job_id for job_id, key in lanes.items() if used.allows(sight, key))
+        if len(ids) < len(lanes):
+            log.warning("lanes that nobody judged", extra={"action": "claim", "queue": queue})
+            with self._lock:
+                self._known.pop(queue, None)
+        return Reserved(int(now), int(overdue), ids)
 
-    def head(self, queue: str, allows: Callable[[Lane], bool]) -> tuple[int, str] | None:
+    def head(self, queue: str, sight: Sight) -> tuple[int, str] | None:
         """Name (rank, member) of the best ready job a worker may see; heads.lua."""
         channel = QueueKeys(queue).channel
 
-        def args(known: _Known) -> list[Any]:
-            lanes = [lane.key for lane in self._matching(known, allows)]
-            return [known.lanes_ver, channel, queue, *lanes]
+        def args(known: KnownLanes) -> list[Any]:
+            version, how, lanes = self._told(known, sight)
+            return [version, channel, queue, how, lanes]
 
         best = self._with_lanes("heads", queue, args)
         return None if best is None else (int(best[0]), best[1])
+
+    def mend(self, queue: str, *, at: int, limit: int) -> tuple[int, int]:
+        """See that the heads of some lanes are right, from a place among them; mend.lua.
+
+        Returns how many were not, and the place to go on from: 0 when all were looked at.
+        """
+        known = self._get_known(queue)
+        self._learn_lanes(queue, known)
+        with self._lock:
+            keys = sorted(known.lanes)
+        lanes = keys[at : at + limit]
+        mended = int(self._call("mend", queue, lambda _: [at, limit, *lanes]))
+        return mended, at + limit if len(keys) > at + limit else 0
 
     def _with_lanes(
         self,
         name: str,
         queue: str,
-        args: Callable[[_Known], list[Any]],
+        args: Callable[[KnownLanes], list[Any]],
     ) -> Any:
         for _ in range(5):
             try:

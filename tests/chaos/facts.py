@@ -158,6 +158,8 @@ class Facts:
     effects: Sequence[Effect] = ()
     artifacts: Sequence[Artifact] = ()
     entries: Sequence[Entry] = ()
+    #: lanes of the reservations whose first job is not told as such
+    wrong_heads: Sequence[str] = ()
     #: queue: generation, as the ledger says
     generations: Mapping[str, int] = field(default_factory=dict)
     #: queue: generation, as the pointer in the reservations says

@@ -51,6 +51,8 @@ def i11_the_index_is_part_of_the_ledger(facts: Facts) -> Iterator[Violation]:
     for queue, generation in facts.generations.items():
         if facts.pointers.get(queue) != generation:
             yield Violation("I11", "", f"{queue}: generation {generation} is not in force")
+    for lane in facts.wrong_heads:
+        yield Violation("I11", "", f"{lane}: its first job is not among the heads")
     lies: dict[str, list[str]] = {}
     for entry in facts.entries:
         job = facts.job.get(entry.job_id)

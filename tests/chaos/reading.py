@@ -142,6 +142,7 @@ def _index(places: Places, generations: Mapping[str, int]) -> dict[str, Any]:
     """Read who lies where in the generation in force, and which that is."""
     pointers: dict[str, int] = {}
     entries: list[Entry] = []
+    wrong: list[str] = []
     with redis_at(places.reservations_url) as client:
         for queue in generations:
             tag = f"{{db:{queue}}}:"
@@ -156,6 +157,9 @@ def _index(places: Places, generations: Mapping[str, int]) -> dict[str, Any]:
                 if not lane and name not in INDEXES:
                     continue
                 members: Any = client.zrange(key, 0, -1)
+                head = f"{next(iter(members), None)} {name.removeprefix('lane:')}"
+                if lane and members and client.zscore(f"{prefix}heads", head) is None:
+                    wrong.append(name)
                 entries += [
                     Entry(
                         queue=queue,
@@ -165,7 +169,7 @@ def _index(places: Places, generations: Mapping[str, int]) -> dict[str, Any]:
                     )
                     for member in members
                 ]
-    return {"pointers": pointers, "entries": entries}
+    return {"pointers": pointers, "entries": entries, "wrong_heads": wrong}
 
 
 def _celery(places: Places) -> dict[str, Any]:

@@ -36,6 +36,13 @@ def unseen(queue: JobQueue, monkeypatch: pytest.MonkeyPatch, call: Callable[[], 
 # -- entries that lie -------------------------------------------------------------------------
 
 
+def offer(queue: JobQueue, job: Job) -> None:
+    """Let the index offer a job, whatever it is."""
+    client, prefix = queue.reservations.client, QueueKeys("remote", 2).prefix
+    client.zadd(f"{prefix}lane:{job.lane}", {job.member: 0})
+    client.zadd(f"{prefix}heads", {f"{job.member} {job.lane}": 0})
+
+
 def cancelled(queue: JobQueue, job: Job) -> Job:
     return queue.cancel(job.id)
 
@@ -45,18 +52,16 @@ def held_by_another(queue: JobQueue, job: Job) -> Job:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(queue._claims, "_confirm", lambda *_: None)
         [granted] = claim(queue, "other")
-    client, keys = queue.reservations.client, QueueKeys("remote", 2)
-    client.zrem(f"{keys.prefix}granting", job.id)
-    client.zadd(f"{keys.prefix}lane:{job.lane}", {job.member: 0})
+    queue.reservations.client.zrem(f"{QueueKeys('remote', 2).prefix}granting", job.id)
+    offer(queue, job)
     return granted
 
 
 def waiting_for_its_retry(queue: JobQueue, job: Job) -> Job:
     [granted] = claim(queue)
     queue.fail(job.id, holder(granted), error_message="e", retryable=True)
-    client, keys = queue.reservations.client, QueueKeys("remote", 2)
-    client.zrem(f"{keys.prefix}scheduled", job.id)
-    client.zadd(f"{keys.prefix}lane:{job.lane}", {job.member: 0})
+    queue.reservations.client.zrem(f"{QueueKeys('remote', 2).prefix}scheduled", job.id)
+    offer(queue, job)
     return queue.catalog.get(job.id)
 
 
@@ -117,6 +122,7 @@ def forget(reservations: Reservations, job: Job) -> None:
     """Take a job out of the index without a trace."""
     prefix = QueueKeys("remote", reservations.generation("remote") or 0).prefix
     reservations.client.zrem(f"{prefix}lane:{job.lane}", job.member)
+    reservations.client.zrem(f"{prefix}heads", f"{job.member} {job.lane}")
     reservations.client.delete(f"{prefix}job:{job.id}")
 
 
@@ -137,6 +143,23 @@ def test_what_went_missing_long_ago_is_found_page_by_page(
     assert sum(repaired) == 8
     assert [index_of(reservations, job) for job in made] == [[Index.READY]] * 8
     assert [upkeep.reconcile()["repaired"] for _ in range(3)] == [0, 0, 0]
+
+
+def test_heads_of_lanes_that_went_missing_are_found_page_by_page(
+    queue: JobQueue,
+    reservations: Reservations,
+    upkeep: Upkeep,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr("broker.indexing.LANES", 2)
+    made = [queue.create(new(type=f"t{n}")) for n in range(5)]
+    upkeep.reconcile()
+    upkeep.reconcile()
+    upkeep.reconcile()
+    reservations.client.delete(f"{QueueKeys('remote', 2).prefix}heads")
+    assert claim(queue) == []
+    assert sum(upkeep.reconcile()["repaired"] for _ in range(3)) == 5
+    assert {job.id for job in claim(queue, max_jobs=9)} == {job.id for job in made}
 
 
 def test_a_queue_that_another_rebuilds_holds_up_no_other(
@@ -214,28 +237,49 @@ def test_a_rebuild_that_the_ledger_stops_lets_the_next_begin(
         raise errors.LedgerUnavailable
 
     with monkeypatch.context() as patch:
-        patch.setattr("broker.ledger.scans.live_page", away)
+        patch.setattr("broker.ledger.scans.waiting_page", away)
         with pytest.raises(errors.LedgerUnavailable):
             queue.index.rebuild("remote")
     assert queue.index.rebuild("remote")
     assert [one.id for one in claim(queue)] == [job.id]
 
 
+@pytest.mark.parametrize("step", ["fill", "build"])
 def test_a_rebuild_that_redis_loses_midway_is_no_success(
-    queue: JobQueue, reservations: Reservations, monkeypatch: pytest.MonkeyPatch
+    queue: JobQueue, reservations: Reservations, monkeypatch: pytest.MonkeyPatch, step: str
 ):
     queue.create(new())
-    build = reservations.build
+    queue.create(new())
+    claim(queue)
+    real = getattr(reservations, step)
 
-    def build_then_flush(*args: Any) -> None:
-        build(*args)
+    def step_then_flush(*args: Any, **kwargs: Any) -> None:
+        real(*args, **kwargs)
         reservations.client.flushall()
 
     with monkeypatch.context() as patch:
-        patch.setattr(reservations, "build", build_then_flush)
+        patch.setattr(reservations, step, step_then_flush)
         assert not queue.index.rebuild("remote")
     assert reservations.generation("remote") is None
     assert queue.index.rebuild("remote")
+
+
+def test_a_job_that_is_given_while_a_rebuild_runs_lies_where_its_holder_is(
+    queue: JobQueue, reservations: Reservations, monkeypatch: pytest.MonkeyPatch
+):
+    job = queue.create(new())
+    fill = reservations.fill
+
+    def fill_then_claim(*args: Any, **kwargs: Any) -> None:
+        fill(*args, **kwargs)
+        assert [one.id for one in claim(queue)] == [job.id]
+
+    with monkeypatch.context() as patch:
+        # by the generation that still counts
+        patch.setattr(reservations, "fill", fill_then_claim)
+        assert queue.index.rebuild("remote")
+    assert index_of(reservations, job) == [Index.RESERVED]
+    assert claim(queue, "other") == []
 
 
 def test_deadlines_of_another_server_end_no_lease(

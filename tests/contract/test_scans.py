@@ -25,7 +25,11 @@ SCANS: dict[str, Callable[[sa.Connection, SetClock], Any]] = {
     "ix_jobs_updated_at": lambda conn, clock: scans.changed_page(
         conn, after=(clock.now(), 0), limit=9
     ),
-    "ix_jobs_status_seq": lambda conn, _: scans.live_page(conn, after=0, limit=9, queue="remote"),
+    "ix_jobs_status_seq": lambda conn, _: (
+        scans.live_page(conn, after=0, limit=9),
+        scans.waiting_page(conn, "remote", after=0, limit=9),
+        scans.running_page(conn, "remote", after=0, limit=9),
+    ),
 }
 
 
@@ -102,9 +106,13 @@ def test_pages_of_live_jobs_go_by_enqueue_order_whatever_their_status(
         while (page := scans.live_page(conn, after=after, limit=2)).last is not None:
             seen += [job.id for job in page.jobs]
             after = page.last.seq
-        mine = scans.live_page(conn, after=0, limit=99, queue="q2")
+        mine = scans.waiting_page(conn, "q2", after=0, limit=99)
+        held = scans.running_page(conn, "remote", after=0, limit=99)
     assert seen == live
-    assert [job.id for job in mine.jobs] == [made[4].id]
+    assert [row[0] for row in mine.rows] == [made[4].id]
+    assert [job.id for job in held] == [
+        job.id for job in made if queue.catalog.get(job.id).status is Status.RUNNING
+    ]
 
 
 def test_pages_of_changes_miss_none_of_one_moment(queue: JobQueue, ledger: Ledger):

@@ -80,6 +80,20 @@ for _, key in ipairs(keys) do
 end
 return found
 """
+#: what is wrong with the heads of a queue's lanes, or nil
+HEADS: Final = """
+local generation = redis.call('GET', ARGV[1] .. 'gen')
+if not generation then return false end
+local prefix, right = ARGV[1] .. 'g' .. generation .. ':', 0
+for _, key in ipairs(redis.call('KEYS', prefix .. 'lane:*')) do
+  local head = redis.call('ZRANGE', key, 0, 0, 'WITHSCORES')
+  local name = head[1] .. ' ' .. string.sub(key, #prefix + 6)
+  if redis.call('ZSCORE', prefix .. 'heads', name) ~= head[2] then return 'missing: ' .. name end
+  right = right + 1
+end
+if redis.call('ZCARD', prefix .. 'heads') ~= right then return 'some are none' end
+return false
+"""
 REFUSALS = (errors.JobStateConflict, errors.OwnershipMismatch)
 
 
@@ -667,6 +681,12 @@ class QueueMachine(RuleBasedStateMachine):
             told[row.job_id].append(f"{row.kind}:{what}")
         for job_id, job in self.jobs.items():
             assert told[job_id] == job.effects
+
+    @invariant()
+    def the_heads_are_those_of_the_lanes(self) -> None:
+        for queue in sorted({job.queue for job in self.jobs.values()}):
+            wrong = self.redis.eval(HEADS, 0, f"{{db:{queue}}}:")
+            assert wrong is None, wrong
 
     @invariant()
     def each_live_job_lies_in_one_index(self) -> None:

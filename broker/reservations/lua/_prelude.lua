@@ -6,6 +6,7 @@
 --      4 reserved   zset    job id by the moment its lease ends
 --      5 lanes      zset    spec of each lane by the version it came with
 --      6 lanes_ver  string  counts lanes
+--      7 heads      zset    first ready job of each lane by its rank: its member, a space, the lane
 -- ARGV 1 gen        generation the caller believes in
 --      2 prefix     of all keys of this generation: lane:<key> zset, job:<id> hash (same hash tag)
 --      3 now_ms     "" for the server's clock; a number is for tests
@@ -24,12 +25,50 @@ local function job_key(id) return prefix .. 'job:' .. id end
 local function lane_key(lane) return prefix .. 'lane:' .. lane end
 local index_key = {scheduled = KEYS[2], granting = KEYS[3], reserved = KEYS[4]}
 
+local function head_of(lane)
+  local found = redis.call('ZRANGE', lane_key(lane), 0, 0, 'WITHSCORES')
+  if not found[1] then return nil end
+  return {lane = lane, member = found[1], rank = tonumber(found[2])}
+end
+
+-- lanes whose ready jobs this script changes, with the head each had; `settle` ends every change
+local touched = {}
+local function touch(lane)
+  if touched[lane] == nil then touched[lane] = head_of(lane) or false end
+end
+
+local function settle()
+  for lane, old in pairs(touched) do
+    local new = head_of(lane)
+    if old and (not new or new.member ~= old.member) then
+      redis.call('ZREM', KEYS[7], old.member .. ' ' .. lane)
+    end
+    -- of an unchanged one too: it may be missing
+    if new then redis.call('ZADD', KEYS[7], new.rank, new.member .. ' ' .. lane) end
+  end
+  touched = {}
+end
+
+local function add_ready(lane, rank, member)
+  touch(lane)
+  redis.call('ZADD', lane_key(lane), rank, member)
+end
+
+local function add_lane(spec)
+  if not redis.call('ZSCORE', KEYS[5], spec) then
+    redis.call('ZADD', KEYS[5], redis.call('INCR', KEYS[6]), spec)
+  end
+end
+
 -- take a job out of whichever index it lies in
 local function unindex(id, lane, member)
   redis.call('ZREM', KEYS[2], id)
   redis.call('ZREM', KEYS[3], id)
   redis.call('ZREM', KEYS[4], id)
-  if lane then redis.call('ZREM', lane_key(lane), member) end
+  if lane then
+    touch(lane)
+    redis.call('ZREM', lane_key(lane), member)
+  end
 end
 
 -- make due scheduled jobs ready; answers how many came to each lane
@@ -40,10 +79,11 @@ local function promote(limit)
     local job = redis.call('HMGET', job_key(id), 'lane', 'member', 'rank')
     redis.call('ZREM', KEYS[2], id)
     if job[1] then
-      redis.call('ZADD', lane_key(job[1]), job[3], job[2])
+      add_ready(job[1], job[3], job[2])
       woken[job[1]] = (woken[job[1]] or 0) + 1
     end
   end
+  settle()
   return woken, #due
 end
 

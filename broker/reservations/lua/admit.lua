@@ -28,7 +28,7 @@ for at = 7, #ARGV, width do
     if not same_lease or ARGV[6] == '1' then
       unindex(id, old[2], old[3])
       if index == 'ready' then
-        redis.call('ZADD', lane_key(lane), rank, member)
+        add_ready(lane, rank, member)
         woken[lane] = (woken[lane] or 0) + 1
       else
         redis.call('ZADD', index_key[index], due, id)
@@ -41,10 +41,11 @@ for at = 7, #ARGV, width do
       redis.call('HSET', key, 'lease', lease, 'worker', worker, 'lease_ms', lease_ms,
         'cancel', cancel, 'json', json)
     end
-    if not redis.call('ZSCORE', KEYS[5], spec) then
-      redis.call('ZADD', KEYS[5], redis.call('INCR', KEYS[6]), spec)
-    end
+    add_lane(spec)
+  elseif known == ver and old[2] == lane then
+    add_lane(spec) -- the table may have lost it
   end
 end
+settle()
 wake(ARGV[4], ARGV[5], woken)
 return changed

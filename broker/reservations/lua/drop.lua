@@ -16,5 +16,6 @@ for at = 4, #ARGV, 2 do
     if old[1] then dropped = dropped + 1 end
   end
 end
+settle()
 if dropped > 0 then redis.call('PUBLISH', '{db:}:ended', dropped) end
 return dropped

@@ -64,13 +64,15 @@ def test_only_shrinking_scripts_may_run_out_of_memory():
 ARGS: Final[dict[str, list[Any]]] = {
     "admit": ["c", Q, 1, *ready(9).args()],
     "drop": ["job1", 99],
-    "reserve": [1, "L2", "w", 1000, 1, "c", Q, ECHO.key],
+    "reserve": [1, "L2", "w", 1000, 1, "c", Q, "only", ECHO.key],
     "confirm": ["L", "reserved", 1000, 1000, "job1", 9, "{}"],
     "renew": ["job1", "L", "w", 1000, ""],
     "due": [10, 1000],
     "promote": ["c", Q, 10],
-    "heads": [1, "c", Q, ECHO.key],
+    "heads": [1, "c", Q, "but", ""],
     "publish": ["{db:remote}:gen", 9, "0:"],
+    "fill": [1, CODEX.spec(), CODEX.key, 0, 1, "", 1, ready(9).member],
+    "mend": [0, 9, ECHO.key],
 }
 
 
@@ -104,6 +106,8 @@ def test_every_script_runs_with_such_arguments(store: Reservations, moment: Mome
     store.admit(Q, [ready(0), reserved(1, START - 1), scheduled(2, START - 1)])
     caller = Scripts(store.client, shebang=not is_fake(store.client))
     keys = QueueKeys(Q, 1)
+    if name == "mend":
+        store.client.delete(f"{keys.prefix}heads")
     before = everything(store)
     caller.call(name, keys.script_keys, [1, keys.prefix, moment(), *ARGS[name]])
     assert everything(store) != before
@@ -128,6 +132,7 @@ def test_without_an_index_every_call_says_so(store: Reservations):
         lambda: renew(store, 1),
         lambda: store.due(Q, limit=1),
         lambda: store.promote(Q, limit=1),
+        lambda: store.mend(Q, at=0, limit=9),
     ):
         with pytest.raises(GenerationMoved):
             call()
