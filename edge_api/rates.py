@@ -2,8 +2,8 @@
 
 A worker's calls count against that worker alone, each sort by itself, so that one that floods its
 log still keeps its leases. Refused credentials count against where they came from, and only once
-they are refused: a good credential never meets that count, whoever shares its address. The counts
-are this process's own: with several edges each allows as much, and no store can be away.
+they are refused: a good credential never meets that count, whoever shares its address. Each edge
+counts for itself, in memory, and with the others as far as Redis lets it.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from limits.storage import MemoryStorage
 from limits.strategies import FixedWindowRateLimiter
 
 from edge_api.errors import RateLimited
+from edge_api.shared_rates import SharedRates
 from edge_api.source import Address
 
 #: over so many seconds calls are counted: a burst is no flood
@@ -59,7 +60,10 @@ SORTS: Final = {
 class Rates:
     """How often each has called of late."""
 
-    def __init__(self, *, calls_per_s: int, failures_per_min: int) -> None:
+    def __init__(
+        self, *, calls_per_s: int, failures_per_min: int, shared: SharedRates | None = None
+    ) -> None:
+        self._shared = shared
         self._limiter = FixedWindowRateLimiter(MemoryStorage())
         self._calls = RateLimitItemPerSecond(calls_per_s * WINDOW_S, WINDOW_S, "worker")
         self._failures = RateLimitItemPerMinute(failures_per_min, 1, "source")
@@ -86,6 +90,10 @@ class Rates:
             left = math.ceil(reset - time.time())
             # the storage's own end of a window lies up to a second beyond it
             raise RateLimited(retry_after_s=min(max(1, left), item.get_expiry()))
+        # Only now: whoever is refused by this edge alone costs Redis nothing.
+        over_s = None if self._shared is None else self._shared.over(item, *key)
+        if over_s is not None:
+            raise RateLimited(retry_after_s=math.ceil(over_s))
 
 
 def counted_as(address: Address | None) -> str:

@@ -20,6 +20,7 @@ from edge_api.presence import Presence
 from edge_api.rates import Rates
 from edge_api.refusals import Refusals
 from edge_api.settings import EdgeSettings
+from edge_api.shared_rates import SharedRates
 from edge_api.waiting import Waiting
 
 if TYPE_CHECKING:
@@ -64,7 +65,9 @@ class Services:
             clock=clock,
             presence=presence,
             rates=Rates(
-                calls_per_s=settings.calls_per_s, failures_per_min=settings.failures_per_min
+                calls_per_s=settings.calls_per_s,
+                failures_per_min=settings.failures_per_min,
+                shared=SharedRates(reservations.tally),
             ),
             waiting=Waiting(
                 queue,

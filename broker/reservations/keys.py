@@ -22,7 +22,8 @@ All keys of a queue share the hash tag ``{db:<queue>}``; under ``g<n>:`` lies on
 Global ones: ``{db:}:seen`` zset, worker id by when it was last seen; ``{db:}:revoked`` set, ids of
 revoked credentials; ``{db:}:orders`` zset, worker id by twice the cursor of its orders, plus one
 while it drains; ``{db:}:ordered`` channel, id of a worker that has new ones; ``{db:}:owner:<what>``
-string, which process owns a duty; ``{db:}:beat`` string, when beat last nudged a bridge.
+string, which process owns a duty; ``{db:}:beat`` string, when beat last nudged a bridge;
+``{db:}:rate:<what>`` string, how many calls all edges counted, gone when its window is.
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ ORDERED: Final = "{db:}:ordered"
 BEAT: Final = "{db:}:beat"
 #: channel: jobs have ended, so Celery must be told; as drop.lua writes it
 ENDED: Final = "{db:}:ended"
+#: what counts that edges share begin with
+RATES: Final = "{db:}:rate:"
 #: pattern of all wake-up channels
 WAKE_PATTERN: Final = "{db:*}:wake"
 
@@ -49,6 +52,11 @@ QUEUE_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
 def owner(duty: str) -> str:
     """Name the key that says which process owns a duty."""
     return f"{{db:}}:owner:{duty}"
+
+
+def rate(what: str) -> str:
+    """Name the key under which all edges count something together."""
+    return f"{RATES}{what}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ import redis
 from broker.errors import ReservationsUnavailable
 from broker.reservations.addresses import client_of
 from broker.reservations.cluster import NOT_WHOLE, holder_of
-from broker.reservations.keys import ENDED, ORDERED, ORDERS, REVOKED, SEEN, WAKE_PATTERN
+from broker.reservations.keys import ENDED, ORDERED, ORDERS, REVOKED, SEEN, WAKE_PATTERN, rate
 from broker.reservations.scripts import Scripts
 
 #: after a call that timed out, others fail at once for as long
@@ -109,6 +109,15 @@ class Server:
         """Tell whether a credential was revoked."""
         with self._guard():
             return bool(self.client.sismember(REVOKED, credential_id))
+
+    def tally(self, name: str, amount: int, *, keep_s: int) -> int:
+        """Add to a count that is kept for a while, and return it; a repeat counts again."""
+        with self._guard():
+            pipe = self.client.pipeline(transaction=False)
+            pipe.incrby(rate(name), amount)
+            pipe.pexpire(rate(name), keep_s * 1000)
+            answer: Any = pipe.execute()
+        return int(answer[0])
 
     def wakes(self, *, timeout_s: float = 1.0) -> Iterator[tuple[str, str, int] | str | None]:
         """Yield wake-ups for ever, and None when nothing came for a while.

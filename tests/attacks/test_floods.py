@@ -1,5 +1,6 @@
 """Attacks by number: guesses without end, and a worker that calls as fast as it can."""
 
+import time
 from ipaddress import ip_address
 
 import pytest
@@ -55,6 +56,25 @@ def test_a_worker_that_floods_its_log_keeps_its_lease(make_edge: MakeEdge, sqlit
     # and a flood of either keeps no lease from ending
     assert flooding.say(job_id, "complete").status_code == 200
     assert other.claim().status_code == 200
+
+
+@pytest.mark.attack(16)
+def test_guesses_at_two_edges_are_one_flood(
+    make_edge: MakeEdge, sqlite_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(time, "time", lambda: 1_000_000.0)  # so that no minute turns meanwhile
+    edges = [make_edge(sqlite_url, failures_per_min=20) for _ in range(2)]
+    worker = edges[0].worker("w1")
+    statuses = [guess(edges[at % 2]).get("/jobs", **NAT).status_code for at in range(40)]
+    assert 20 <= statuses.count(401) <= 22
+    for edge in edges:
+        # who is good is let in from the same address
+        assert (
+            Caller(edge.app, worker.headers, "w1")
+            .post("/jobs/claim", {"workerId": "w1", "leaseSeconds": 60}, **NAT)
+            .status_code
+            == 200
+        )
 
 
 @pytest.mark.parametrize(

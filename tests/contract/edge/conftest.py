@@ -15,6 +15,7 @@ from werkzeug.test import TestResponse
 
 from broker.ledger.models import Base
 from broker.policy import Policy
+from broker.reservations.keys import RATES
 from broker.settings import QueueSettings, StoreSettings
 from edge_api import assemble
 from edge_api.services import EXTENSION, Services
@@ -139,7 +140,9 @@ class Edge:
                 if table.name not in IDLE_TABLES
             }
         client = self.services.queue.reservations.client
-        keys = sorted(key for key in client.keys("*") if key not in IDLE_KEYS)
+        keys = sorted(
+            key for key in client.keys("*") if key not in IDLE_KEYS and not key.startswith(RATES)
+        )
         folder = self.services.settings.stores.artifacts_dir
         files = sorted(str(path) for path in folder.rglob("*") if path.is_file())
         return rows, [(key, _value(client, key)) for key in keys], files
