@@ -10,6 +10,7 @@ from celery import Celery
 from broker.bridge import builtin_tasks, maintenance
 from broker.bridge.consumer import BridgeStep, MessagesStep
 from broker.bridge.feed import survive_properties
+from broker.bridge.purges import listen_for_purges
 from broker.bridge.runtime import Bridge, Settings
 from broker.errors import ConfigurationError
 from broker.settings import BridgeSettings
@@ -83,6 +84,7 @@ def install(
     bridge = Bridge(app, settings)
     maintenance.register(app, bridge.nudged)
     builtin_tasks.adapt(app, settings.bridge.queues)
+    listen_for_purges()
     app.drawbridge = bridge
     app.steps["worker"].add(BridgeStep)
     app.steps["consumer"].add(MessagesStep)

@@ -50,11 +50,13 @@ class MessagesStep(bootsteps.ConsumerStep):
         self.feeds = [
             Feed(c, bridge, name, execute=execute) for name in bridge.settings.bridge.queues
         ]
+        bridge.purges.still.update((feed.name, feed.still) for feed in self.feeds)
         for feed in self.feeds:
             feed.begin()
 
-    def stop(self, _c: Any) -> None:
+    def stop(self, c: Any) -> None:
         """Stop consuming."""
+        _bridge(c.app).purges.still.clear()
         feeds, self.feeds = self.feeds, []
         for feed in feeds:
             feed.close()

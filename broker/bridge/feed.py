@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import logging
 import struct
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, Final
 
 from amqp import serialization
@@ -43,7 +43,7 @@ class Feed:
         """Feed from Celery's consumer ``c``; Celery's own tasks go to ``execute``."""
         self._c = c
         self._bridge = bridge
-        self._name = name
+        self.name = name
         self._execute = execute
         self._decoder = bridge.decoder(name)
         self._ahead = bridge.read_ahead(name)
@@ -64,7 +64,7 @@ class Feed:
             # what a body's bytes mean is for the decoder to say
             channel.auto_decode = False
             channel.Message = _bounded(channel.Message)
-            queue: Any = self._bridge.app.amqp.queues[self._name](channel)
+            queue: Any = self._bridge.app.amqp.queues[self.name](channel)
             try:
                 if declare:
                     queue.declare()
@@ -72,7 +72,7 @@ class Feed:
                     queue.queue_declare(passive=True)
             except self._c.connection.channel_errors as error:
                 said = "is there, and is not ours to declare" if declare else "is not there yet"
-                logger.warning("the bridged queue %s %s: %s", self._name, said, error)
+                logger.warning("the bridged queue %s %s: %s", self.name, said, error)
                 self._quietly(channel.close)
             else:
                 self._consume(channel, queue)
@@ -85,6 +85,18 @@ class Feed:
         if self.consumer is not None:
             self._quietly(self.consumer.cancel)
             self._quietly(self.consumer.channel.close)
+
+    @contextmanager
+    def still(self) -> Iterator[None]:
+        """Take no more for a moment; at its end what had come is in the ledger, or held."""
+        if self.consumer is not None:
+            # returns when the broker has: what it sent before is here by then
+            self.consumer.cancel()
+        try:
+            yield
+        finally:
+            if self.consumer is not None:
+                self._flush()
 
     def _consume(self, channel: Any, queue: Any) -> None:
         make: Any = Consumer
@@ -124,7 +136,7 @@ class Feed:
             outage = isinstance(error, Unavailable)
             logger.log(
                 logging.WARNING if outage else logging.ERROR,
-                "ingest waits, %d messages of %s held: %s", len(ours), self._name, error,
+                "ingest waits, %d messages of %s held: %s", len(ours), self.name, error,
                 exc_info=None if outage else error, extra={"action": "ingest"},
             )  # fmt: skip
             self._held = [message for message, _ in ours] + self._held

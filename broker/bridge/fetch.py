@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import secrets
+import threading
 import time
+from contextlib import AbstractContextManager
 from typing import Any, Final
 
 from celery import Celery
@@ -77,6 +79,11 @@ class Drain:
         #: whether the inbox may hold what was not ingested
         self._unsettled = True
         self._rescued_at = float("-inf")
+        self._busy = threading.Lock()
+
+    def still(self) -> AbstractContextManager[Any]:
+        """Hold up ingest between two batches; what was fetched before is in the ledger."""
+        return self._busy
 
     def step(self) -> float:
         """Ingest one batch; returns how long to wait before the next.
@@ -84,7 +91,8 @@ class Drain:
         After a failure the inbox is read again: whatever the failure was, nothing is lost.
         """
         try:
-            return self._step()
+            with self._busy:
+                return self._step()
         except Unavailable:
             self._unsettled = True
             raise

@@ -104,3 +104,13 @@ class Loop:
                 logger.warning("%s waits: %s", self.name, error, extra=extra)
         else:
             logger.error("%s failed", self.name, exc_info=error, extra=extra)
+
+
+def every(pause_s: float, name: str, do: Callable[[], object]) -> Loop:
+    """Make a loop that does the same again after a pause."""
+
+    def step() -> float:
+        do()
+        return pause_s
+
+    return Loop(name, step)

@@ -22,8 +22,9 @@ from broker.bridge.control import Mailbox, quiet_revokes
 from broker.bridge.decode import BUILTIN, Decoder
 from broker.bridge.fetch import Drain, ReadAhead
 from broker.bridge.gauges import Gauges, OutboxWatch
-from broker.bridge.loops import STOP_S, Loop
+from broker.bridge.loops import STOP_S, Loop, every
 from broker.bridge.nodes import Fleet
+from broker.bridge.purges import Purges
 from broker.bridge.relay import Relay
 from broker.bridge.revokes import Revokes
 from broker.bridge.settle import Settler
@@ -96,6 +97,7 @@ class Bridge:
         )
         self.upkeep = Upkeep(self.queue)
         self.revokes = Revokes(self.queue)
+        self.purges = Purges(app, self.queue, queues=settings.bridge.queues)
         self._token = secrets.token_hex(8)
         self._voice = Announcer(app)
         self.fleet = Fleet(
@@ -199,21 +201,20 @@ class Bridge:
             for name in self.settings.bridge.queues
         ]  # fmt: skip
         self._last_words = [drain.close for drain in self.drains]
-        names = self.settings.bridge.queues
-        return [
-            Loop(f"drain {name}", drain.step)
-            for name, drain in zip(names, self.drains, strict=True)
-        ]
+        named = dict(zip(self.settings.bridge.queues, self.drains, strict=True))
+        self.purges.still.update((name, drain.still) for name, drain in named.items())
+        return [Loop(f"drain {name}", drain.step) for name, drain in named.items()]
 
     def _make_loops(self) -> list[Loop]:
         relay = self._new_relay(Announcer(self.app))
         relaying = Loop("relay", relay.step)
         self._last_words += [self.fleet.leave, self._mailbox.close]
         return [
-            _every(LOOK_S, "fleet", self.fleet.step),
-            _every(0.0, "mailbox", self._mailbox.listen),
-            _every(REVOKE_S, "revokes", self.revokes.step),
-            _every(PROGRESS_S, "progress", self._tell_progress),
+            every(LOOK_S, "fleet", self.fleet.step),
+            every(0.0, "mailbox", self._mailbox.listen),
+            every(REVOKE_S, "revokes", self.revokes.step),
+            every(REVOKE_S, "purges", self.purges.step),
+            every(PROGRESS_S, "progress", self._tell_progress),
             *(self._duty(name) for name in ("expire_leases", "release_due_retries")),
             *(self._duty(name) for name in ("reconcile", "prune")),
             relaying,
@@ -240,10 +241,10 @@ class Bridge:
     def _watch(self, relay: Relay) -> Loop:
         warn_s = self.settings.bridge.outbox_warn_s
         watch = OutboxWatch(relay.behind_s, warn_s=warn_s, monotonic=time.monotonic)
-        return _every(WATCH_S, "outbox", watch.look)
+        return every(WATCH_S, "outbox", watch.look)
 
     def _duty(self, name: str) -> Loop:
-        return _every(maintenance.EVERY_S[name], name, partial(self.work, name))
+        return every(maintenance.EVERY_S[name], name, partial(self.work, name))
 
     def _tell_progress(self) -> None:
         tell_progress(self.ledger, self.reservations, self.queue.index.queues(), self.clock)
@@ -282,13 +283,3 @@ class Bridge:
             word()
         except Exception:  # whoever takes over finds out by the leases
             logger.warning("not said at the end", exc_info=True, extra={"action": "stop"})
-
-
-def _every(pause_s: float, name: str, do: Callable[[], object]) -> Loop:
-    """Make a loop that does the same again after a pause."""
-
-    def step() -> float:
-        do()
-        return pause_s
-
-    return Loop(name, step)

@@ -145,3 +145,26 @@ def _jobs(
         # whoever never waits for a row can be part of no deadlock
         query = query.with_for_update(skip_locked=True)
     return [to_job(row) for row in conn.execute(query)]
+
+
+def read_ahead(conn: sa.Connection, queue: str) -> tuple[int, int]:
+    """Return the number of the last task of a queue that no worker was given, and how many."""
+    last, count = sa.func.max(jobs.c.seq), sa.func.count()
+    row = conn.execute(sa.select(last, count).where(*_untouched(queue))).one()
+    return int(row[0] or 0), int(row[1])
+
+
+def read_ahead_page(conn: sa.Connection, queue: str, *, last: int, limit: int) -> list[str]:
+    """Name tasks of a queue, up to a number, that no worker has been given."""
+    query = sa.select(jobs.c.id).where(*_untouched(queue), jobs.c.seq <= last)
+    return list(conn.scalars(query.order_by(jobs.c.seq).limit(limit)))
+
+
+def _untouched(queue: str) -> tuple[sa.ColumnElement[bool], ...]:
+    return (
+        jobs.c.status == Status.QUEUED,
+        jobs.c.queue == queue,
+        jobs.c.fence == 0,
+        # a job that came over HTTP is no message
+        jobs.c.envelope.is_not(None),
+    )

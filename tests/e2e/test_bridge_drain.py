@@ -1,15 +1,20 @@
 """That no message is lost or doubled between a Redis broker and the ledger, whoever is killed."""
 
 import json
+import os
 import random
+import re
 import signal
 import sqlite3
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 import redis
@@ -18,9 +23,11 @@ from celery import chord, group, states
 from celery.exceptions import InvalidTaskError
 
 from broker.bridge.inbox import LEASE_MS
+from broker.ledger.fleet import backlog
 from broker.ledger.jobs import jobs
 from broker.ledger.models import EventRow
-from tests.e2e.bridges import QUEUE, World, world_of
+from broker.records import NewJob
+from tests.e2e.bridges import QUEUE, ROOT, World, world_of
 from tests.processes import Process
 from tests.services import Valkey, until
 
@@ -305,6 +312,55 @@ def test_the_read_ahead_is_bounded(world: World):
         world.complete(world.claim(), None)
         until(lambda: len(task_ids(world)) == 101, GET_S, "one more")
         assert client.llen(QUEUE) == len(sent) - 101
+
+
+def test_a_purge_reaches_what_was_read_ahead(world: World, tmp_path: Path):
+    held = world.send()
+    world.bridge(environ={"DRAWBRIDGE_READ_AHEAD": "100"})
+    job = world.claim()
+    assert job.task_id == held.id
+    by_http = world.queue.create(NewJob(task_id=str(uuid4()), queue=QUEUE, type="t"))
+    sent = push(world, 299)
+    with world.raw() as client:
+        until(lambda: len(task_ids(world)) >= 101, GET_S, "up to the mark")
+        assert client.llen(QUEUE) > 0
+        (tmp_path / "bridge_app.py").write_text(
+            "from broker.bridge.app import install\n"
+            "from tests.e2e.local_app import app\n"
+            "install(app)\n"
+        )
+        path = os.pathsep.join([str(tmp_path), str(ROOT)])
+        purge = [sys.executable, "-m", "celery", "-A", "bridge_app", "control", "-t", "20"]
+        environ = os.environ | world.environment | world.own_app | {"PYTHONPATH": path}
+        said = subprocess.run(
+            [*purge, "-d", "bridge@here", "purge", QUEUE],
+            check=True, capture_output=True, text=True, env=environ, cwd=tmp_path,
+        ).stdout  # fmt: skip
+        assert "purged from the broker" in said
+        assert client.llen(QUEUE) == 0
+    late = world.send()
+
+    def waiting() -> int:
+        with world.ledger.read() as conn:
+            return backlog(conn, QUEUE, limit=1000)
+
+    until(lambda: late.id in task_ids(world) and waiting() == 2, GET_S, "all is cancelled")
+    counts = [int(one) for one in re.findall(r"(\d+) (?:purged|read ahead)", said)]
+    assert sum(counts) == len(sent)
+    # whoever waits is told; what ran, what came over HTTP and what was sent later stays
+    gone = world.app.AsyncResult(min(sent))
+    until(lambda: gone.state == "REVOKED", GET_S, "it is told")
+    world.complete(job, "done")
+    assert held.get(timeout=GET_S) == "done"
+    assert [world.claim().task_id for _ in range(2)] == [by_http.task_id, late.id]
+
+
+def test_a_purge_of_another_queue_is_refused(world: World):
+    world.bridge()
+    [said] = world.app.control.broadcast(
+        "purge", {"queue": "other"}, reply=True, timeout=GET_S, limit=1
+    )
+    assert said["bridge@here"] == {"error": "'other' is not bridged here; remote is"}
 
 
 def test_a_prefix_of_all_keys_is_honoured(world: World, tmp_path: Path):

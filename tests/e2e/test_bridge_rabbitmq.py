@@ -1,5 +1,6 @@
 """RabbitMQ as the Celery broker: nothing lost, nothing doubled, whoever is killed."""
 
+import re
 import shutil
 import struct
 import subprocess
@@ -20,6 +21,7 @@ from celery.exceptions import InvalidTaskError
 from kombu import Exchange, pools
 from kombu import Queue as KombuQueue
 
+from broker.ledger.fleet import backlog
 from broker.ledger.jobs import jobs
 from tests.e2e.bridges import QUEUE, World
 from tests.processes import Process
@@ -354,3 +356,29 @@ def test_the_read_ahead_is_bounded(world: RabbitWorld):
     world.bridge(environ={"DRAWBRIDGE_READ_AHEAD": "100"})
     until(lambda: world.left() + len(world.task_ids()) == 500, GET_S, "the feed has stopped")
     assert 100 <= len(world.task_ids()) < 300
+
+
+def test_a_purge_reaches_what_was_read_ahead(world: RabbitWorld):
+    world.declare(QUEUE)
+    world.publish(300)
+    world.bridge(environ={"DRAWBRIDGE_READ_AHEAD": "100"})
+    until(lambda: world.left() + len(world.task_ids()) == 300, GET_S, "the feed has stopped")
+    running = world.claim()
+    [said] = world.app.control.broadcast(
+        "purge", {"queue": QUEUE}, reply=True, timeout=GET_S, limit=1, destination=["bridge@here"]
+    )
+    counts = re.findall(r"(\d+) (?:purged|read ahead)", said["bridge@here"]["ok"])
+    assert sum(int(one) for one in counts) == 299
+    assert world.left() == 0
+    gone = next(one for one in sorted(world.task_ids()) if one != running.task_id)
+    until(lambda: world.app.AsyncResult(gone).state == "REVOKED", GET_S, "it is told")
+    world.complete(running, "done")
+    assert world.app.AsyncResult(running.task_id).get(timeout=GET_S) == "done"
+
+    def waiting() -> int:
+        with world.ledger.read() as conn:
+            return backlog(conn, QUEUE, limit=1000)
+
+    until(lambda: waiting() == 0, GET_S, "all is cancelled")
+    late = world.send()
+    assert world.claim().task_id == late.id

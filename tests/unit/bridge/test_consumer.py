@@ -31,6 +31,7 @@ class Bridge:
         self.queue = self
         self.room = 1_000
         self.revokes = SimpleNamespace(apply=lambda _ingested: None)
+        self.purges = SimpleNamespace(still={})
 
     def decoder(self, queue: str) -> Decoder:
         return Decoder(queue=queue, builtins=frozenset({"celery.accumulate"}))
@@ -185,6 +186,18 @@ def test_higher_numbers_are_served_first_where_the_broker_means_it_so(worker: Wo
     worker.send("a", priority=7)
     worker.turn()
     assert worker.bridge.ingested[0].priority == 7
+
+
+def test_for_a_purge_all_that_came_is_ingested_and_no_more_comes(worker: Worker):
+    worker.send("a")
+    worker.connection.drain_events(timeout=1)
+    with worker.bridge.purges.still["remote"]():
+        worker.send("b")
+        with pytest.raises(TimeoutError):
+            worker.connection.drain_events(timeout=0.01)
+    assert [one.type for one in worker.bridge.ingested] == ["a"]
+    worker.turn()
+    assert [one.type for one in worker.bridge.ingested] == ["a", "b"]
 
 
 def test_a_lost_connection_closes_every_feed(worker: Worker):
