@@ -225,6 +225,7 @@ def _job(
         retries=_count("retries", headers.get("retries")),
         nesting=_count("replaced_task_nesting", headers.get("replaced_task_nesting")),
         envelope=_envelope(message, headers, args, kwargs, embed),
+        **_time_limits(headers.get("timelimit")),
         **wishes,
     )
 
@@ -274,6 +275,17 @@ def _moment(name: str, value: Json, timezone: tzinfo) -> datetime | None:
         return moment.astimezone(UTC)
     except (TypeError, ValueError, OverflowError):
         raise Unfit(f"{name} is not a time: {str(value)[:64]!r}") from None
+
+
+def _time_limits(header: Json) -> dict[str, Json]:
+    """Read ``[time_limit, soft_time_limit]``; what is falsy is no limit, as for Celery."""
+    limits = [None, None] if header is None else header
+    if not isinstance(limits, list) or len(limits) != 2:  # noqa: PLR2004
+        raise Unfit("timelimit is not a pair of limits")
+    for limit in limits:
+        if limit and not (type(limit) in (int, float) and 0 < limit <= INT32_MAX):
+            raise Unfit(f"a time limit is no number of seconds: {str(limit)[:64]!r}")
+    return {"time_limit_s": limits[0] or None, "soft_time_limit_s": limits[1] or None}
 
 
 def _count(name: str, value: Json) -> int:

@@ -61,6 +61,9 @@ class Job:
     finished_at: datetime | None
     #: what the last holder left to the next when it gave the job back
     checkpoint: Json = None
+    #: what the task's own ``time_limit`` and ``soft_time_limit`` say
+    time_limit_s: float | None = None
+    soft_time_limit_s: float | None = None
     #: how far its holder says it is; known to the reservations alone
     progress: Mapping[str, Json] | None = None
 
@@ -87,6 +90,8 @@ class NewJob:
     idempotency_key: str | None = None
     not_before: datetime | None = None
     expires_at: datetime | None = None
+    time_limit_s: float | None = None
+    soft_time_limit_s: float | None = None
     #: the message's own retries, before we ever ran it
     retries: int = 0
     nesting: int = 0

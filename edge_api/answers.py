@@ -79,6 +79,12 @@ class JobSchema(Answer):
         allow_none=True,
         metadata={"description": "what the last holder left; for the next holder, at its claim"},
     )
+    time_limit_seconds = fields.Float(
+        attribute="time_limit_s",
+        allow_none=True,
+        metadata={"description": "the task's own, counted from its start at the worker"},
+    )
+    soft_time_limit_seconds = fields.Float(attribute="soft_time_limit_s", allow_none=True)
     progress = fields.Nested(
         ProgressSchema, allow_none=True, metadata={"description": "by its holder's last heartbeat"}
     )

@@ -43,6 +43,9 @@ class Interruption(StrEnum):
     CANCELLED = "cancelled"
     #: the daemon stops: give the job back, the attempt does not count
     STOPPING = "stopping"
+    #: said once, when there may be time left to tidy up
+    SOFT_TIME_LIMIT = "soft time limit exceeded"
+    TIME_LIMIT = "time limit exceeded"
 
 
 class Interrupted(WorkerError):

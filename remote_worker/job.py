@@ -30,6 +30,9 @@ class Job:
     defect: str | None = None
     #: what the last holder left when it gave the job back
     checkpoint: object = None
+    #: the task's own, counted from its start here; what the owner allows stays the most
+    time_limit_s: float | None = None
+    soft_time_limit_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +89,7 @@ def parse_job(raw: object) -> Job:
         raise NotAJob("the id of a job is letters, digits, '-' and '_'")
     lease_id, fence = raw.get("leaseId"), raw.get("fence")
     job_type, payload, attempt = raw.get("type"), raw.get("payload"), raw.get("attempt")
+    hard, soft = raw.get("timeLimitSeconds"), raw.get("softTimeLimitSeconds")
     defects = [
         name
         for name, good in (
@@ -94,6 +98,8 @@ def parse_job(raw: object) -> Job:
             ("type", isinstance(job_type, str) and 0 < len(job_type) <= _MAX_TYPE),
             ("payload", isinstance(payload, dict)),
             ("attempt", _is_count(attempt)),
+            ("timeLimitSeconds", hard is None or _seconds(hard) is not None),
+            ("softTimeLimitSeconds", soft is None or _seconds(soft) is not None),
         )
         if not good
     ]
@@ -106,6 +112,8 @@ def parse_job(raw: object) -> Job:
         fence=fence if isinstance(fence, int) and not isinstance(fence, bool) else None,
         defect=f"the edge sent a job with a bad {', '.join(defects)}" if defects else None,
         checkpoint=raw.get("checkpoint"),
+        time_limit_s=_seconds(hard),
+        soft_time_limit_s=_seconds(soft),
     )
 
 
@@ -149,7 +157,7 @@ def parse_welcome(raw: Mapping[str, object]) -> Welcome:
 
 def _seconds(value: object) -> float | None:
     """Return a time above 0, not longer than any that is used; None when it is none."""
-    if not isinstance(value, int | float) or value <= 0:
+    if type(value) not in (int, float) or not isinstance(value, int | float) or value <= 0:
         return None
     # Compared first: an integer may be too large for a float.
     return float(min(value, _LONGEST_S))

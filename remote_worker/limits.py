@@ -1,8 +1,10 @@
 """How much a job's child may take of this machine, and what it is called when it takes more."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Final
 
-from remote_worker.errors import WorkerError
+from remote_worker.errors import Interruption, JobFailed, WorkerError
 
 MIB = 1024 * 1024
 GIB = 1024 * MIB
@@ -24,6 +26,48 @@ class TimeLimitExceeded(LimitExceeded):
 
     def __init__(self, text: str) -> None:
         super().__init__(text, error_type="time_limit_exceeded")
+
+
+#: What a job fails with when its task's own time is over: the names are Celery's.
+TIMED_OUT: Final[Mapping[Interruption, str]] = {
+    Interruption.SOFT_TIME_LIMIT: "celery.exceptions.SoftTimeLimitExceeded",
+    Interruption.TIME_LIMIT: "celery.exceptions.TimeLimitExceeded",
+}
+
+
+class TimeLimits:
+    """The time a task itself gave a job, counted from here on."""
+
+    def __init__(
+        self, *, hard_s: float | None, soft_s: float | None, clock: Callable[[], float]
+    ) -> None:
+        self._clock = clock
+        now = clock()
+        self._hard_s, self._soft_s = hard_s, soft_s
+        self._hard_at = None if hard_s is None else now + hard_s
+        self._soft_at = None if soft_s is None else now + soft_s
+
+    def due(self) -> Interruption | None:
+        """Say which limit is over; of the soft one that is said once, like a signal."""
+        now = self._clock()
+        if self._hard_at is not None and now >= self._hard_at:
+            return Interruption.TIME_LIMIT
+        if self._soft_at is not None and now >= self._soft_at:
+            self._soft_at = None
+            return Interruption.SOFT_TIME_LIMIT
+        return None
+
+    def grace_s(self, usual_s: float) -> float:
+        """Return how long a child may take to end: what lies between the two limits at most."""
+        if self._hard_s is None or self._soft_s is None or self._soft_s >= self._hard_s:
+            return usual_s
+        return min(usual_s, self._hard_s - self._soft_s)
+
+
+def timed_out(why: Interruption) -> JobFailed | None:
+    """Return the failure that an interruption stands for, when it is a time limit."""
+    error_type = TIMED_OUT.get(why)
+    return None if error_type is None else JobFailed(f"{why}", error_type=error_type)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

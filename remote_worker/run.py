@@ -13,6 +13,8 @@ from remote_worker.events import EventLog
 from remote_worker.handlers.context import Context, Handler, Outcome
 from remote_worker.job import Job
 from remote_worker.lease import Lease, Terms
+from remote_worker.limits import TIMED_OUT, TimeLimits
+from remote_worker.process import GRACE_S
 from remote_worker.redact import Redactor
 from remote_worker.report import Reporter
 from remote_worker.settings import Settings
@@ -51,6 +53,8 @@ class JobRun:
         self._lease = Lease(client.wire, job, terms=terms, on_drain=on_drain)
         self._events = EventLog(client, job, self._lease, redactor=redactor)
         self._reporter = Reporter(client, spool, clock=terms.clock)
+        self._clock = terms.clock
+        self._limits = self._time_limits()
         self.started = terms.clock()
         #: how it ended here; "lost" until there is something to report
         self.ending = "lost"
@@ -124,18 +128,13 @@ class JobRun:
     def _work(self) -> Report | None:
         """Run the handler and return how it ended; None when there is nobody left to tell."""
         log.info("started %s", self.job.type, extra=self._about("start"))
+        self._limits = self._time_limits()
         try:
             return self._completed(self._handle())
         except JobFailed as failure:
             return self._failed(failure)
         except Interrupted as stop:
-            match stop.why:
-                case Interruption.LEASE_LOST:
-                    return None
-                case Interruption.CANCELLED:
-                    return Report(ending=Ending.CANCEL, text="stopped as asked")
-                case Interruption.STOPPING:
-                    return Report(ending=Ending.RELEASE, checkpoint=self._checkpoint())
+            return self._interrupted(stop)
         except Exception as bug:
             # A handler's bug is one job's failure, not the daemon's end.
             log.exception("handler failed", extra=self._about("bug"))
@@ -143,6 +142,23 @@ class JobRun:
             return self._failed(
                 JobFailed(f"the worker failed: {last}", error_type=type(bug).__name__)
             )
+
+    def _interrupted(self, stop: Interrupted) -> Report | None:
+        """Return what is told of a job that had to stop; None when nobody is to be told."""
+        match stop.why:
+            case Interruption.LEASE_LOST:
+                return None
+            case Interruption.CANCELLED:
+                return Report(ending=Ending.CANCEL, text="stopped as asked")
+            case Interruption.STOPPING:
+                return Report(ending=Ending.RELEASE, checkpoint=self._checkpoint())
+            case Interruption.SOFT_TIME_LIMIT | Interruption.TIME_LIMIT:
+                return self._failed(JobFailed(str(stop), error_type=TIMED_OUT[stop.why]))
+
+    def _time_limits(self) -> TimeLimits:
+        """Return the task's own limits, counted from now."""
+        hard_s, soft_s = self.job.time_limit_s, self.job.soft_time_limit_s
+        return TimeLimits(hard_s=hard_s, soft_s=soft_s, clock=self._clock)
 
     def _handle(self) -> Outcome:
         """Find the handler and let it work."""
@@ -163,6 +179,7 @@ class JobRun:
             lease=self._lease,
             redactor=self._redactor,
             interrupt=self._interruption,
+            grace_s=self._limits.grace_s(GRACE_S),
         )
         outcome = handler(context)
         if self._lease.interruption() is Interruption.LEASE_LOST:
@@ -181,7 +198,9 @@ class JobRun:
     def _interruption(self) -> Interruption | None:
         """Return why the handler must stop: a lost lease before anything we would like to do."""
         why = self._lease.interruption()
-        return Interruption.STOPPING if why is None and self._stopping() else why
+        if why is None:
+            why = Interruption.STOPPING if self._stopping() else self._limits.due()
+        return why
 
     def _completed(self, outcome: Outcome) -> Report:
         """Turn an outcome into the report of it."""

@@ -39,6 +39,8 @@ class Job(TypedDict):
     fence: int
     leaseId: str | None
     checkpoint: Any
+    timeLimitSeconds: float | None
+    softTimeLimitSeconds: float | None
     progress: dict[str, Any] | None
 
 

@@ -15,6 +15,8 @@ import sqlalchemy as sa
 
 Row = tuple[Any, ...]
 
+#: PostgreSQL's number of the type that a Float is
+_DOUBLE: Final = 701
 _BIND: Final = re.compile(r"%\((\w+)\)s|%%")
 
 
@@ -86,4 +88,6 @@ def _writer(kind: sa.types.TypeEngine[Any], dialect: sa.Dialect) -> Any:
 
 
 def _reader(kind: sa.types.TypeEngine[Any], dialect: sa.Dialect) -> Any:
-    return cast(Any, kind.dialect_impl(dialect)).result_processor(dialect, None)
+    # SQLAlchemy wants to know which of PostgreSQL's numbers comes
+    code = _DOUBLE if isinstance(kind, sa.Float) else None
+    return cast(Any, kind.dialect_impl(dialect)).result_processor(dialect, code)

@@ -181,6 +181,7 @@ def _row(one: _Fresh) -> dict[str, Any]:
         "idempotency_key": new.idempotency_key, "request_digest": one.digest,
         "retries": new.retries, "nesting": new.nesting, "event_seq": 1,
         "canvas": effects.canvas_of(new.envelope), "envelope": new.envelope,
+        "time_limit_s": new.time_limit_s, "soft_time_limit_s": new.soft_time_limit_s,
         "created_at": one.created_at, "updated_at": one.created_at,
     }  # fmt: skip
     if one.reason is not None:

@@ -113,6 +113,8 @@ class JobRow(Base):
     finished_at: Mapped[datetime | None]
     #: what its last holder left to the next when it gave the job back
     checkpoint: Mapped[Any | None] = mapped_column(JsonText)
+    time_limit_s: Mapped[float | None] = mapped_column(sa.Float)
+    soft_time_limit_s: Mapped[float | None] = mapped_column(sa.Float)
 
 
 class AttemptRow(Base):

@@ -7,7 +7,7 @@ from itertools import accumulate
 from pathlib import Path
 
 from remote_worker import codex, credentials
-from remote_worker.errors import JobFailed
+from remote_worker.errors import Interruption, JobFailed
 from remote_worker.git import Git, GitFailed
 from remote_worker.handlers import patch_rules
 from remote_worker.handlers import publish as pub
@@ -17,7 +17,7 @@ from remote_worker.handlers.codex_events import Transcript
 from remote_worker.handlers.codex_payload import CodexTask, parse_task
 from remote_worker.handlers.context import Context, Outcome
 from remote_worker.handlers.publish_payload import Mode
-from remote_worker.limits import TOO_LARGE
+from remote_worker.limits import TIMED_OUT, TOO_LARGE
 from remote_worker.output import Log
 from remote_worker.repository import allowed
 from remote_worker.settings import WAY_OUT
@@ -61,7 +61,9 @@ def codex_exec(context: Context) -> Outcome:
         context.check_room()
     except JobFailed as failure:
         full = failure.error_type == TOO_LARGE
-        files = [_log_file(context)] if full else _kept(context, git, workspace)
+        # past the hard limit nothing more is run for it
+        over = failure.error_type == TIMED_OUT[Interruption.TIME_LIMIT]
+        files = [_log_file(context)] if full or over else _kept(context, git, workspace)
         if full:
             ws.discard(workspace)
         raise failure.with_files(files) from None

@@ -12,12 +12,12 @@ from pathlib import Path
 
 from remote_worker import disk, isolation
 from remote_worker.box import Box
-from remote_worker.errors import Interrupted, JobFailed
+from remote_worker.errors import Interrupted, Interruption, JobFailed
 from remote_worker.events import EventLog
 from remote_worker.job import Job
 from remote_worker.lease import Lease
-from remote_worker.limits import TOO_LARGE, LimitExceeded
-from remote_worker.process import Command, Interrupt, Sink, run
+from remote_worker.limits import TOO_LARGE, LimitExceeded, timed_out
+from remote_worker.process import GRACE_S, Command, Interrupt, Sink, run
 from remote_worker.redact import Redactor
 from remote_worker.settings import Settings
 
@@ -46,6 +46,8 @@ class Context:
     redactor: Redactor
     #: why the handler has to stop now, or None: ask before every step that takes time
     interrupt: Interrupt
+    #: between the word that a program shall end and its end
+    grace_s: float = GRACE_S
 
     @property
     def payload(self) -> Mapping[str, object]:
@@ -151,6 +153,7 @@ class Context:
             limits=self.settings.limits,
             workspace=self.directory,
             box=box,
+            grace_s=self.grace_s,
         )
         # Whatever we made in there is for the program, and it may be another user's.
         box.give(self.directory)
@@ -158,6 +161,12 @@ class Context:
             return run(command, sink=sink, interrupt=self.interrupt)
         except LimitExceeded as error:
             raise JobFailed(f"{argv[0]}: {error}", error_type=error.error_type) from None
+        except Interrupted as stop:
+            why = stop.why
+            if why is Interruption.SOFT_TIME_LIMIT:
+                # what did not end between the limits has exceeded the hard one
+                why = self.interrupt() or why
+            raise timed_out(why) or Interrupted(why) from None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -188,6 +188,29 @@ def test_times_that_are_none_are_rejected(name: str, value: Any):
 # -- protocol 1 --------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    "header,limits",
+    [
+        (None, (None, None)),
+        ([None, None], (None, None)),
+        ([60, 50.5], (60, 50.5)),
+        ([None, 5], (None, 5)),
+        ([0, 0], (None, None)),
+    ],
+)
+def test_time_limits_are_the_messages(header: Any, limits: Any):
+    job = read(sent(headers={"timelimit": header}))
+    assert isinstance(job, NewJob)
+    assert (job.time_limit_s, job.soft_time_limit_s) == limits
+
+
+@pytest.mark.parametrize("header", [[1], 5, {"hard": 1}, [-1, None], [None, "5"], [True, 2**31]])
+def test_time_limits_that_make_no_sense_are_rejected(header: Any):
+    rejection = read(sent(headers={"timelimit": header}))
+    assert isinstance(rejection, Rejection)
+    assert "limit" in rejection.reason
+
+
 def test_protocol_1_is_read():
     body = {
         "task": "codex_exec", "id": ID, "args": [], "kwargs": {"a": 1}, "retries": 4,

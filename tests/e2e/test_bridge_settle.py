@@ -9,7 +9,7 @@ from uuid import uuid4
 import pytest
 from celery import chain, chord, group, states
 from celery.events.state import State
-from celery.exceptions import TaskRevokedError, WorkerLostError
+from celery.exceptions import SoftTimeLimitExceeded, TaskRevokedError, WorkerLostError
 
 from broker.bridge.settle import sent_id
 from broker.records import Job, Redrive
@@ -95,6 +95,15 @@ def test_a_failure_without_a_type_is_a_remote_job_error(bridged: World):
     assert type(raised.value).__name__ == "RemoteJobError"
     stored = bridged.app.backend.get(bridged.app.backend.get_key_for_task(sent.id))
     assert b'"exc_module": "drawbridge"' in stored
+
+
+def test_time_limits_go_with_the_job_and_come_back_as_celerys_own(bridged: World):
+    sent = bridged.send(time_limit=60, soft_time_limit=50)
+    job = claim(bridged, sent.id)
+    assert (job.time_limit_s, job.soft_time_limit_s) == (60, 50)
+    bridged.fail(job, "over", error_type="celery.exceptions.SoftTimeLimitExceeded")
+    with pytest.raises(SoftTimeLimitExceeded, match="over"):
+        sent.get(timeout=GET_S)
 
 
 def test_a_type_that_would_end_the_reader_does_not(bridged: World):

@@ -20,7 +20,8 @@ def test_a_job_is_queued_with_the_defaults_of_the_contract(user: Caller) -> None
     unset = {
         "affinityKey", "claimedBy", "leaseExpiresAt", "nextAttemptAt", "resultSummary",
         "errorMessage", "startedAt", "finishedAt", "cancelRequestedAt", "cancelReason",
-        "leaseId", "result", "errorType", "checkpoint", "progress",
+        "leaseId", "result", "errorType", "checkpoint", "progress", "timeLimitSeconds",
+        "softTimeLimitSeconds",
     }  # fmt: skip
     assert {name for name, value in job.items() if value is None} == unset
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from remote_worker.client import Client, Pace
+from remote_worker.clock import Clock, steady
 from remote_worker.handlers import HANDLERS
 from remote_worker.job import parse_job
 from remote_worker.lease import Terms
@@ -143,7 +144,14 @@ def run(
     client: Client, edge: FakeEdge, make_settings: Callable[..., Settings], source: Path,
     tmp_path: Path, seen: Path,
 ) -> Run:  # fmt: skip
-    def call(code: str, *, settings: dict[str, object] | None = None, **payload: object) -> Held:
+    def call(
+        code: str,
+        *,
+        settings: dict[str, object] | None = None,
+        limits: dict[str, object] | None = None,
+        clock: Clock = steady,
+        **payload: object,
+    ) -> Held:
         codex = tmp_path / "codex"
         codex.write_text(f"#!{sys.executable} -IS\n{code % {'seen': str(seen), 'token': TOKEN}}")
         codex.chmod(0o755)
@@ -155,9 +163,9 @@ def run(
         spool.open()
         held = edge.offer(**({"repository": url, "instruction": "Change it."} | payload))
         job_run = JobRun(
-            parse_job(held.job), client=client, settings=worker, spool=spool, handlers=HANDLERS,
-            redactor=Redactor([TOKEN]), terms=Terms(lease_s=60, interval_s=0.1),
-            stopping=lambda: False, on_drain=lambda: None,
+            parse_job(held.job | (limits or {})), client=client, settings=worker, spool=spool,
+            handlers=HANDLERS, redactor=Redactor([TOKEN]), stopping=lambda: False,
+            terms=Terms(lease_s=60, interval_s=0.1, clock=clock), on_drain=lambda: None,
         )  # fmt: skip
         assert job_run.run()
         spool.close()
