@@ -150,6 +150,12 @@ class ReservationsUnavailable(Unavailable):
     """The reservations do not answer; ask again."""
 
 
+class StorageAway(Unavailable):
+    """The artifact store does not answer; ask again."""
+
+    retry_after_s = 5
+
+
 class GenerationMoved(ReservationsUnavailable):
     """The reservations are being rebuilt from the ledger; ask again."""
 

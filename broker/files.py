@@ -13,67 +13,35 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO, Final, Protocol, Self
+from typing import BinaryIO, Final
 
 from broker.errors import (
     ArtifactNotFound,
     ArtifactTooLarge,
     DigestMismatch,
     InvalidPayload,
+    StorageAway,
     StorageFull,
 )
 from broker.records import StoredFile
+from broker.streams import Joined, Stream
 
 CHUNK_BYTES: Final = 256 * 1024
 
 _DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}")
 _PATH: Final = re.compile(r"sha256/([0-9a-f]{2})/\1[0-9a-f]{62}")
-_UPLOAD: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-_PART: Final = re.compile(rf"parts/{_UPLOAD.pattern}/[0-9]{{1,4}}\.[0-9a-f]{{64}}")
+UPLOAD_ID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+PART_PATH: Final = re.compile(rf"parts/{UPLOAD_ID.pattern}/[0-9]{{1,4}}\.[0-9a-f]{{64}}")
 _LEFTOVER: Final = "*.part"
 #: what a full or read-only disk says; anything else is a fault of the machine and stays one
 _FULL: Final = frozenset(
     {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM},
 )
-
-
-class Stream(Protocol):
-    """Anything bytes can be read from."""
-
-    def read(self, size: int, /) -> bytes:
-        """Return up to ``size`` bytes, none at the end."""
-
-
-class Joined:
-    """Several files read as one, each opened when its turn comes."""
-
-    def __init__(self, openers: Iterable[Callable[[], BinaryIO]]) -> None:
-        self._openers = iter(openers)
-        self._file: BinaryIO | None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._file is not None:
-            self._file.close()
-
-    def read(self, size: int, /) -> bytes:
-        """Return up to ``size`` bytes, none at the end."""
-        while True:
-            if self._file is not None:
-                if chunk := self._file.read(size):
-                    return chunk
-                self._file.close()
-            opener = next(self._openers, None)
-            if opener is None:
-                return b""
-            self._file = opener()
 
 
 class ArtifactStore:
@@ -82,6 +50,19 @@ class ArtifactStore:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._tmp = folder / "tmp"
+
+    def __str__(self) -> str:
+        return str(self._folder)
+
+    def probe(self) -> None:
+        """Ask whether files may be stored.
+
+        Raises:
+            StorageAway: they may not.
+        """
+        there = next(one for one in (self._folder, *self._folder.parents) if one.exists())
+        if not os.access(there, os.R_OK | os.W_OK | os.X_OK):
+            raise StorageAway(f"{there} cannot be written")
 
     def receive(
         self,
@@ -99,9 +80,8 @@ class ArtifactStore:
         """
         with self._taken(stream, max_bytes, expected_digest) as (path, digest, size):
             hashed = digest.removeprefix("sha256:")
-            storage_path = f"sha256/{hashed[:2]}/{hashed}"
-            with _on_our_disk():
-                self._settle(path, self._folder / storage_path)
+            storage_path = self._path_of(hashed)
+            self._keep(path, storage_path, hashed=hashed)
         return StoredFile(digest=digest, size_bytes=size, storage_path=storage_path)
 
     def receive_part(
@@ -116,23 +96,26 @@ class ArtifactStore:
         with self._taken(stream, size, digest) as (path, _, got):
             if got != size:
                 raise InvalidPayload(f"This part has {size} bytes")
-            with _on_our_disk():
-                try:
-                    self._settle(path, self._folder / _part_path(upload, number, digest))
-                except FileNotFoundError:
-                    raise ArtifactNotFound("This lease has no such upload") from None
+            try:
+                self._keep(
+                    path,
+                    self._part_path(upload, number, digest),
+                    hashed=digest.removeprefix("sha256:"),
+                )
+            except FileNotFoundError:
+                raise ArtifactNotFound("This lease has no such upload") from None
 
     def joined(self, upload: str, parts: Iterable[tuple[int, str]]) -> Joined:
         """Return the parts of an upload as one stream, to be read and closed."""
-        return Joined([partial(self.open, _part_path(upload, *part)) for part in parts])
+        return Joined([partial(self.open, self._part_path(upload, *part)) for part in parts])
 
     def drop_part(self, upload: str, *, number: int, digest: str) -> None:
         """Remove a part that came second."""
-        (self._folder / _part_path(upload, number, digest)).unlink(missing_ok=True)
+        (self._folder / self._part_path(upload, number, digest)).unlink(missing_ok=True)
 
     def drop_upload(self, upload: str) -> None:
         """Remove all parts of an upload."""
-        if _UPLOAD.fullmatch(upload):
+        if UPLOAD_ID.fullmatch(upload):
             shutil.rmtree(self._folder / "parts" / upload, ignore_errors=True)
 
     def uploads(self, *, before: datetime) -> Iterator[str]:
@@ -148,7 +131,7 @@ class ArtifactStore:
         Raises:
             ArtifactNotFound: it is not there, or the path is none of ours.
         """
-        if not (_PATH.fullmatch(storage_path) or _PART.fullmatch(storage_path)):
+        if not (_PATH.fullmatch(storage_path) or PART_PATH.fullmatch(storage_path)):
             raise ArtifactNotFound
         try:
             return (self._folder / storage_path).open("rb")
@@ -231,6 +214,18 @@ class ArtifactStore:
                     rest = rest[part.write(rest) :]
         return hashed.hexdigest(), size
 
+    def _path_of(self, hashed: str) -> str:
+        return f"sha256/{hashed[:2]}/{hashed}"
+
+    @staticmethod
+    def _part_path(upload: str, number: int, digest: str) -> str:
+        return f"parts/{upload}/{number}.{digest.removeprefix('sha256:')}"
+
+    def _keep(self, staged: Path, storage_path: str, *, hashed: str) -> None:  # noqa: ARG002
+        """Bring bytes that are whole to where they stay."""
+        with _on_our_disk():
+            self._settle(staged, self._folder / storage_path)
+
     def _settle(self, part: Path, file: Path) -> None:
         fresh = not file.parent.is_dir()
         self._make(file.parent.parent, file.parent)
@@ -256,10 +251,6 @@ class ArtifactStore:
             yield
         finally:
             os.close(number)
-
-
-def _part_path(upload: str, number: int, digest: str) -> str:
-    return f"parts/{upload}/{number}.{digest.removeprefix('sha256:')}"
 
 
 def _sync_folder(folder: Path) -> None:

@@ -24,6 +24,7 @@ NAMES: Final = MappingProxyType(
         "DRAWBRIDGE_SQLITE_SYNCHRONOUS": "FULL, or NORMAL where a power cut may cost promises",
         "DRAWBRIDGE_RESERVATIONS_URL": "Redis of the reservations, not the Celery broker's",
         "DRAWBRIDGE_ARTIFACTS_DIR": "folder of the stored files",
+        "DRAWBRIDGE_ARTIFACTS_URL": "s3://bucket/prefix?endpoint=…&region=…, for them instead",
         "DRAWBRIDGE_ARTIFACT_MAX_BYTES": "largest artifact",
         "DRAWBRIDGE_ARTIFACTS_PER_JOB": "files that one job may have",
         "DRAWBRIDGE_ARTIFACT_BYTES_PER_JOB": "what the files of one job may weigh together",
@@ -141,6 +142,8 @@ class StoreSettings:
     database_url: str = field(repr=False)
     reservations_url: str = field(repr=False)
     artifacts_dir: Path
+    #: a bucket for the files; the folder is then only where they come in
+    artifacts_url: str | None = None
     sqlite_synchronous: str = "FULL"
 
     @classmethod
@@ -152,6 +155,7 @@ class StoreSettings:
             database_url=env.text("DRAWBRIDGE_DATABASE_URL", ledger),
             reservations_url=env.text("DRAWBRIDGE_RESERVATIONS_URL", "redis://127.0.0.1:6379/1"),
             artifacts_dir=env.path("DRAWBRIDGE_ARTIFACTS_DIR", env.data_dir / "artifacts"),
+            artifacts_url=env.get("DRAWBRIDGE_ARTIFACTS_URL"),
             sqlite_synchronous=env.text("DRAWBRIDGE_SQLITE_SYNCHRONOUS", "FULL").upper(),
         )
 

@@ -23,11 +23,12 @@ from broker.errors import (
     QuotaExceeded,
     UploadIncomplete,
 )
-from broker.files import ArtifactStore, Stream
+from broker.files import ArtifactStore
 from broker.holding import Holding
 from broker.ledger import artifacts, parts, uploads
 from broker.ledger.parts import Part, Upload
 from broker.records import Artifact, Holder
+from broker.streams import Stream
 
 log = logging.getLogger(__name__)
 

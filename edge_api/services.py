@@ -15,6 +15,7 @@ from broker.ledger.credentials import Credentials
 from broker.ledger.engine import Ledger
 from broker.queue import JobQueue
 from broker.reservations.store import Reservations
+from broker.storage import artifact_store
 from broker.why import Why
 from edge_api.presence import Presence
 from edge_api.rates import Rates
@@ -61,7 +62,7 @@ class Services:
             credentials=Credentials(
                 ledger, on_revoke=reservations.revoke, is_revoked=reservations.is_revoked
             ),
-            artifacts=ArtifactStore(stores.artifacts_dir),
+            artifacts=artifact_store(stores),
             clock=clock,
             presence=presence,
             rates=Rates(

@@ -30,7 +30,6 @@ from broker.bridge.revokes import Revokes
 from broker.bridge.settle import Settler
 from broker.clock import Clock, to_ms
 from broker.errors import ConfigurationError, ReservationsUnavailable
-from broker.files import ArtifactStore
 from broker.ledger.engine import Ledger
 from broker.orders import OrderBook
 from broker.progress import tell_progress
@@ -38,6 +37,7 @@ from broker.queue import JobQueue
 from broker.reservations.keys import BEAT, QUEUE_NAME
 from broker.reservations.store import Reservations
 from broker.settings import BridgeSettings, QueueSettings, StoreSettings
+from broker.storage import artifact_store
 from broker.upkeep import Upkeep
 
 logger = logging.getLogger(__name__)
@@ -96,6 +96,7 @@ class Bridge:
             self.ledger, self.reservations, clock=self.clock, settings=settings.queue
         )
         self.upkeep = Upkeep(self.queue)
+        self.files = artifact_store(settings.stores)
         self.revokes = Revokes(self.queue)
         self.purges = Purges(app, self.queue, queues=settings.bridge.queues)
         self._token = secrets.token_hex(8)
@@ -269,7 +270,7 @@ class Bridge:
             announcer.close()
 
     def _prune(self) -> None:
-        self.upkeep.prune(files=ArtifactStore(self.settings.stores.artifacts_dir))
+        self.upkeep.prune(files=self.files)
 
     def _declare(self) -> None:
         if not (self.by_drain and self.settings.bridge.declare_queues):

@@ -9,10 +9,11 @@ from typing import Final
 import click
 
 from broker.commands import ledger_checks, redis_checks
-from broker.commands.findings import Finding, Level, skipped
-from broker.errors import ConfigurationError, LedgerUnavailable
+from broker.commands.findings import Finding, Level, ok, problem, skipped
+from broker.errors import ConfigurationError, LedgerUnavailable, StorageAway
 from broker.ledger.engine import Ledger
 from broker.settings import BridgeSettings, StoreSettings
+from broker.storage import artifact_store
 
 _MARKS: Final = {Level.OK: "ok", Level.NOTICE: "NOTE", Level.PROBLEM: "PROBLEM", Level.SKIPPED: "-"}
 
@@ -56,6 +57,7 @@ def examine(settings: StoreSettings, others: Mapping[str, str]) -> Iterator[Find
         servers = _servers(settings.reservations_url, others)
         yield from servers
         answers = servers[0].level is Level.OK
+        yield _files(settings)
         if known:
             yield from _inside(ledger, settings.reservations_url, answers=answers)
         else:
@@ -71,6 +73,20 @@ def _servers(url: str, others: Mapping[str, str]) -> list[Finding]:
         raise ConfigurationError(
             f"A URL of a Redis cannot be read; write redis://host:port/db ({error})"
         ) from error
+
+
+def _files(settings: StoreSettings) -> Finding:
+    store = artifact_store(settings)
+    try:
+        store.probe()
+    except StorageAway as error:
+        return problem(
+            "artifacts",
+            f"{store}: {error.message}.",
+            "Start it, or correct DRAWBRIDGE_ARTIFACTS_URL or DRAWBRIDGE_ARTIFACTS_DIR, and for a "
+            "bucket the credentials (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY).",
+        )
+    return ok("artifacts", f"{store} answers.")
 
 
 def _inside(ledger: Ledger, url: str, *, answers: bool) -> Iterator[Finding]:

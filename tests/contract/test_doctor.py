@@ -93,7 +93,7 @@ def test_all_is_well(patient: Patient, start_valkey: Callable[..., Valkey]) -> N
     checks = {one["check"] for one in json.loads(patient.doctor("--json", *words).output)["checks"]}
     assert checks == {
         "ledger", "ledger clock", "reservations", "reservations clock", "eviction", "version",
-        "celery broker", "result backend", "outbox", "parked", "credentials", "bridge",
+        "artifacts", "celery broker", "result backend", "outbox", "parked", "credentials", "bridge",
         "beat", "maintenance", "expiry",
     }  # fmt: skip
 
@@ -166,6 +166,18 @@ def test_a_cluster_that_is_not_whole(patient: Patient) -> None:
         cluster.masters[1].kill()
         found = patient.problems(DRAWBRIDGE_RESERVATIONS_URL=cluster.url)
         assert f":{cluster.masters[1].port}" in found["reservations"]
+
+
+def test_a_bucket_that_is_away(patient: Patient) -> None:
+    endpoint = f"http://127.0.0.1:{free_port()}"
+    away = {
+        "DRAWBRIDGE_ARTIFACTS_URL": f"s3://bucket/x?endpoint={endpoint}",
+        "AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "not-to-be-said",
+    }  # fmt: skip
+    found = patient.problems(**away)
+    assert set(found) == {"artifacts"}
+    assert endpoint in found["artifacts"]
+    assert "not-to-be-said" not in patient.doctor(**away).output
 
 
 def test_a_server_shared_with_celery(patient: Patient) -> None:

@@ -186,6 +186,7 @@ def make_edge(valkey_url: str, tmp_path: Path, spare_apps: list[Flask]) -> Itera
             database_url=database_url,
             reservations_url=valkey_url,
             artifacts_dir=tmp_path / "artifacts",
+            artifacts_url=settings.pop("artifacts_url", None),
             sqlite_synchronous="NORMAL",
         )
         app = spare_apps.pop() if spare_apps else assemble()
