@@ -160,9 +160,17 @@ def retried(job: Job, error: Mapping[str, Json], at: datetime, *, worker: str | 
 
 
 def revoked(
-    job: Job, canvas: Mapping[str, Any] | None, at: datetime, *, terminated: bool
+    job: Job,
+    canvas: Mapping[str, Any] | None,
+    at: datetime,
+    *,
+    terminated: bool,
+    worker: str | None,
 ) -> list[Row]:
-    """Say that it was cancelled or expired; stock Celery fires no errback for that."""
+    """Say that it was cancelled or expired; stock Celery fires no errback for that.
+
+    ``worker`` is None when no live node said that it stopped: an event would revive a dead one.
+    """
     expired = job.reason == "expired"
     reason = "expired" if expired else "terminated" if terminated else "revoked"
     store = {
@@ -173,7 +181,7 @@ def revoked(
     if canvas and canvas["chord"]:
         rows.append(("chord", {"state": "REVOKED", "reason": reason}))
     fields = {"terminated": terminated, "signum": None, "expired": expired}
-    rows.append(_event("task-revoked", None, fields, at))
+    rows.append(_event("task-revoked", worker, fields, at))
     return rows
 
 

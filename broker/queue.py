@@ -168,10 +168,13 @@ class JobQueue(Holding):
         """List the known queues a claim may see."""
         return self._claims.queues_of(eligible)
 
-    def seen(self, worker_id: str) -> Told | None:
-        """Mark a worker seen now; returns how its orders stand, when that can be known."""
+    def seen(self, worker_id: str, load: str | None = None) -> Told | None:
+        """Mark a worker seen now, with the load averages of its machine as ``1,2.5,3``.
+
+        Returns how its orders stand, when that can be known.
+        """
         try:
-            return self.reservations.mark_seen(worker_id, to_ms(self.clock.now()))
+            return self.reservations.mark_seen(worker_id, to_ms(self.clock.now()), load=load)
         except ReservationsUnavailable as error:
             log.debug("not marked seen: %s", error, extra={"worker": worker_id})
             return None

@@ -262,3 +262,5 @@ class HelloArgs(WorkerArgs):
     types = Words()
     capabilities = Words()
     concurrency = Int(allow_none=True, load_default=None, validate=validate.Range(1, 10_000))
+    system = Word(longest=64, allow_none=True, load_default=None)
+    pid = Int(allow_none=True, load_default=None, validate=validate.Range(1, 2**31))

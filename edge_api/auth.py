@@ -15,6 +15,7 @@ from broker.policy import Policy
 from broker.records import Job
 from edge_api.errors import Unauthorized
 from edge_api.issuers import Unmapped, is_jwt
+from edge_api.presence import LOAD
 from edge_api.services import Services, current_services
 from edge_api.source import Address, allowed, peer_is_loopback, source_of
 
@@ -158,7 +159,7 @@ def guard() -> None:
         raise
     if caller.worker_id is not None:
         services.rates.called(caller.worker_id, request.endpoint)
-        services.presence.seen(caller.worker_id)
+        services.presence.seen(caller.worker_id, request.headers.get(LOAD))
     if request.routing_exception is not None:
         return  # Flask raises it next, to whoever may know
     if allowed_kinds is None or caller.kind not in allowed_kinds:

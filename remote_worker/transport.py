@@ -6,6 +6,7 @@ whatever status, is no answer at all, and a redirect is never followed: the toke
 
 import json
 import math
+import os
 import threading
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
@@ -23,6 +24,8 @@ from remote_worker.errors import Refused, Unanswered
 _MAX_ANSWER = 128 * 1024 * 1024
 CONNECT_S = 5.0
 ANSWER_S = 15.0
+#: this machine's load averages, of 1, 5 and 15 minutes
+LOAD = "Bridge-Load"
 #: how far the orders to this worker have got, by any answer of the edge
 CURSOR = "Bridge-Control-Cursor"
 _MAX_RETRY_AFTER_S = 600.0
@@ -108,7 +111,7 @@ class Transport:
                 method,
                 url,
                 data=data,
-                headers={"Authorization": f"Bearer {token}", **headers},
+                headers={"Authorization": f"Bearer {token}", **_load(), **headers},
                 timeout=(connect_s, read_s),
                 allow_redirects=False,
                 stream=True,
@@ -151,6 +154,14 @@ class Transport:
             )
             self._local.session = session
         return session
+
+
+def _load() -> Mapping[str, str]:
+    """Return the header that says how busy this machine is; none where that is not known."""
+    try:
+        return {LOAD: ",".join(f"{one:.2f}" for one in os.getloadavg())}
+    except (AttributeError, OSError):
+        return {}
 
 
 def _understand(response: requests.Response, body: bytes) -> Mapping[str, object]:

@@ -1,6 +1,8 @@
 """The edge's endpoints, one method each, each asked once; `client.py` asks again."""
 
 import json
+import os
+import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,6 +79,8 @@ class Wire:
             "types": list(types),
             "capabilities": list(capabilities),
             "concurrency": concurrency,
+            "system": platform.system(),
+            "pid": os.getpid(),
         }
         return parse_welcome(self._post("/workers/hello", body))
 

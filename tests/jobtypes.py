@@ -24,6 +24,11 @@ def echo(context: Context) -> Outcome:
     return Outcome(summary="done", result={"payload": dict(context.job.payload)})
 
 
+def broken(context: Context) -> Outcome:
+    """Fail, as code with a bug does."""
+    raise ValueError("broken on purpose")
+
+
 def child(context: Context) -> Outcome:
     """Run a program with a grandchild until a file is there, and leave a file."""
     gate = str(context.job.payload.get("gate", ""))
@@ -42,6 +47,7 @@ def child(context: Context) -> Outcome:
 '''
 POINTS = (
     "[drawbridge_worker.handlers]\necho = worker_test_jobs:echo\nchild = worker_test_jobs:child\n"
+    "broken = worker_test_jobs:broken\n"
 )
 
 

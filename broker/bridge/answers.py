@@ -40,14 +40,18 @@ class Answers:
         self._clock = clock
         self._methods: Mapping[str, Callable[[Node, Mapping[str, Any]], Json]] = {
             "ping": lambda _node, _arguments: {"ok": "pong"},
-            "active": lambda node, _arguments: [_request(node, job) for job in node.active],
+            "active": lambda node, said: [
+                _request(node, job, safe=bool(said.get("safe"))) for job in node.active
+            ],
             "reserved": lambda _node, _arguments: [],
             "scheduled": lambda _node, _arguments: [],
             "revoked": lambda _node, _arguments: [],
             "registered": lambda node, _arguments: sorted(_types(node)),
-            "active_queues": lambda _node, _arguments: [_queue(name) for name in self._queues],
+            "active_queues": lambda node, _arguments: (
+                [] if node.draining else [_queue(name) for name in self._queues]
+            ),
             "conf": lambda node, _arguments: _plain(node.hello),
-            "report": lambda node, _arguments: {"ok": f"{IDENT} {node.worker_id}"},
+            "report": lambda node, _arguments: {"ok": _report(node)},
             "clock": lambda _node, _arguments: {"clock": self._clock()},
             "query_task": _query_task,
             "stats": self._stats,
@@ -70,9 +74,9 @@ class Answers:
     def _stats(self, node: Node, _arguments: Mapping[str, Any]) -> Json:
         return {
             "total": {"jobs": node.processed},
-            "pid": None,
+            "pid": node.hello.get("pid"),
             "clock": str(self._clock()),
-            "uptime": int(time.time() - node.first_seen) if node.first_seen else 0,
+            "uptime": int(time.time() - node.started) if node.started else 0,
             "pool": {
                 "implementation": "drawbridge",
                 "max-concurrency": node.slots,
@@ -92,20 +96,39 @@ def _query_task(node: Node, arguments: Mapping[str, Any]) -> Json:
     }
 
 
-def _request(node: Node, job: Job) -> Json:
-    """Describe a running job as Celery's ``Request.info`` describes a task."""
+def _request(node: Node, job: Job, *, safe: bool = False) -> Json:
+    """Describe a running job as Celery's ``Request.info`` does; ``safe`` means as text.
+
+    A payload may be a megabyte, of each of a thousand nodes: what is long is cut, and so is text.
+    """
+    kwargs = dict(job.payload)
+    given = kwargs.pop("args", [])
+    args = given if isinstance(given, list) else [given]
+    safe = safe or len(repr(job.payload)) > REPR_MAX
     return {
         "id": job.task_id,
         "name": job.type,
         "type": job.type,
-        "args": [],
-        "kwargs": repr(dict(job.payload))[:REPR_MAX],
+        "args": repr(tuple(args))[:REPR_MAX] if safe else args,
+        "kwargs": repr(kwargs)[:REPR_MAX] if safe else kwargs,
         "hostname": node.name,
         "time_start": job.started_at.timestamp() if job.started_at else None,
         "acknowledged": True,
-        "delivery_info": {"routing_key": job.queue, "priority": job.priority},
-        "worker_pid": None,
+        "delivery_info": {
+            "exchange": "",
+            "routing_key": job.queue,
+            "priority": job.priority,
+            "redelivered": job.attempt > 1,
+        },
+        "worker_pid": node.hello.get("pid"),
     }
+
+
+def _report(node: Node) -> str:
+    """Say in words what it is, as an ordinary worker's bug report does."""
+    hello = {name: value for name, value in sorted(node.hello.items()) if value is not None}
+    lines = [f"{name}: {value!r}" for name, value in hello.items()]
+    return "\n".join([f"software -> {IDENT} {node.worker_id}", *lines])
 
 
 def _types(node: Node) -> list[str]:

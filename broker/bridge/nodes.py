@@ -22,7 +22,7 @@ from broker.errors import ReservationsUnavailable, Unavailable
 from broker.ledger.engine import Ledger
 from broker.ledger.fleet import Known, known, running
 from broker.records import Job
-from broker.reservations.keys import SEEN, owner
+from broker.reservations.keys import LOADS, SEEN, owner
 from broker.reservations.store import Reservations
 
 logger = logging.getLogger(__name__)
@@ -57,11 +57,16 @@ class Node:
     name: str
     worker_id: str
     grants: int = 0
-    first_seen: float = 0.0
+    #: when its program said hello, or when it was first seen; epoch s
+    started: float = 0.0
     hello: Mapping[str, Any] = field(default_factory=dict)
     active: Sequence[Job] = ()
     #: what it was ordered to run at once; None leaves it to its owner
     ordered: int | None = None
+    #: load averages of its machine; None when it never said any
+    load: str | None = None
+    #: whether it claims no more
+    draining: bool = False
 
     @property
     def own_slots(self) -> int:
@@ -170,14 +175,25 @@ class Fleet:
         since = to_ms(self._clock.now()) - OFFLINE_MS
         return list(self._client.zrangebyscore(SEEN, since, "+inf"))
 
+    def _loads(self, worker_ids: Sequence[str]) -> Mapping[str, str | None]:
+        """Read what the machines said of their load."""
+        if not worker_ids:
+            return {}
+        try:
+            said: list[str | None] = self._client.hmget(LOADS, list(worker_ids))
+        except redis.RedisError as error:
+            raise ReservationsUnavailable from error
+        return dict(zip(worker_ids, said, strict=True))
+
     def _look(self, worker_ids: Sequence[str]) -> dict[str, Node]:
+        loads = self._loads(worker_ids)
         with self._ledger.read() as conn:
             told, held = known(conn), running(conn, limit=ACTIVE_MAX)
         active: dict[str | None, list[Job]] = {}
         for job in held:
             active.setdefault(job.claimed_by, []).append(job)
         return {
-            one: _node(self.name(one), one, told.get(one), active.get(one, ()))
+            one: _node(self.name(one), one, told.get(one), active.get(one, ()), loads.get(one))
             for one in worker_ids
         }
 
@@ -198,17 +214,21 @@ class Fleet:
             self._beat_at = time.monotonic()
 
 
-def _node(name: str, worker_id: str, told: Known | None, active: Sequence[Job]) -> Node:
+def _node(
+    name: str, worker_id: str, told: Known | None, active: Sequence[Job], load: str | None
+) -> Node:
     if told is None:
-        return Node(name=name, worker_id=worker_id, active=tuple(active))
+        return Node(name=name, worker_id=worker_id, active=tuple(active), load=load)
     return Node(
         name=name,
         worker_id=worker_id,
         grants=told.grants,
-        first_seen=told.first_seen_at.timestamp(),
+        started=(told.hello_at or told.first_seen_at).timestamp(),
         hello=told.hello,
         active=tuple(active),
         ordered=told.concurrency,
+        load=load,
+        draining=told.draining,
     )
 
 
@@ -217,7 +237,7 @@ def _fields(node: Node) -> dict[str, Any]:
         "freq": HEARTBEAT_S,
         "active": len(node.active),
         "processed": node.processed,
-        "loadavg": [0.0, 0.0, 0.0],
+        "loadavg": [float(one) for one in (node.load or "0,0,0").split(",")],
         "sw_ident": IDENT,
         "sw_ver": str(node.hello.get("version") or version("celery-drawbridge")),
         "sw_sys": str(node.hello.get("system") or "unknown"),

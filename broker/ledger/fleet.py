@@ -16,7 +16,7 @@ from broker.states import Status
 
 _WORKERS: Final = sa.select(
     workers.c.worker_id, workers.c.grants, workers.c.first_seen_at, workers.c.hello,
-    workers.c.concurrency,
+    workers.c.concurrency, workers.c.hello_at, workers.c.draining_at,
 )  # fmt: skip
 
 
@@ -30,6 +30,10 @@ class Known:
     hello: Mapping[str, Any]
     #: what it was ordered to run at once
     concurrency: int | None = None
+    #: when it started
+    hello_at: datetime | None = None
+    #: whether it was told to claim no more
+    draining: bool = False
 
 
 def known(conn: sa.Connection) -> dict[str, Known]:
@@ -65,7 +69,13 @@ def held_by(
 def _known(conn: sa.Connection, query: sa.Select[Any]) -> dict[str, Known]:
     return {
         row.worker_id: Known(
-            row.worker_id, row.grants, row.first_seen_at, row.hello or {}, row.concurrency
+            row.worker_id,
+            row.grants,
+            row.first_seen_at,
+            row.hello or {},
+            row.concurrency,
+            row.hello_at,
+            row.draining_at is not None,
         )
         for row in conn.execute(query)
     }

@@ -160,7 +160,9 @@ def cancel(
     if running:
         _end(conn, moved, "cancelled", now, message)
     stopped = running and job.cancel_requested_at is not None
-    told = effects.revoked(moved.job, moved.canvas, now, terminated=stopped)
+    # a digest is of its holder's own call
+    worker = job.claimed_by if running and digest is not None else None
+    told = effects.revoked(moved.job, moved.canvas, now, terminated=stopped, worker=worker)
     payload = {"reason": moved.job.cancel_reason or reason, "message": message}
     return _tell(conn, moved, "Job cancelled", payload, told, now)
 

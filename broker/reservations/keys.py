@@ -19,7 +19,8 @@ All keys of a queue share the hash tag ``{db:<queue>}``; under ``g<n>:`` lies on
                           progress (``<lease> <json>``)
 ================  ======  =====================================================================
 
-Global ones: ``{db:}:seen`` zset, worker id by when it was last seen; ``{db:}:revoked`` set, ids of
+Global ones: ``{db:}:seen`` zset, worker id by when it was last seen; ``{db:}:loads`` hash, worker
+id to its machine's load averages; ``{db:}:revoked`` set, ids of
 revoked credentials; ``{db:}:orders`` zset, worker id by twice the cursor of its orders, plus one
 while it drains; ``{db:}:ordered`` channel, id of a worker that has new ones; ``{db:}:owner:<what>``
 string, which process owns a duty; ``{db:}:beat`` string, when beat last nudged a bridge;
@@ -33,6 +34,7 @@ from dataclasses import dataclass
 from typing import Final
 
 SEEN: Final = "{db:}:seen"
+LOADS: Final = "{db:}:loads"
 REVOKED: Final = "{db:}:revoked"
 ORDERS: Final = "{db:}:orders"
 #: channel on which workers with new orders are named

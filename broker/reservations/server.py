@@ -14,7 +14,16 @@ import redis
 from broker.errors import ReservationsUnavailable
 from broker.reservations.addresses import client_of
 from broker.reservations.cluster import NOT_WHOLE, holder_of
-from broker.reservations.keys import ENDED, ORDERED, ORDERS, REVOKED, SEEN, WAKE_PATTERN, rate
+from broker.reservations.keys import (
+    ENDED,
+    LOADS,
+    ORDERED,
+    ORDERS,
+    REVOKED,
+    SEEN,
+    WAKE_PATTERN,
+    rate,
+)
 from broker.reservations.scripts import Scripts
 
 #: after a call that timed out, others fail at once for as long
@@ -78,12 +87,14 @@ class Server:
             answer: Any = self.client.time(**holder_of(self.client, SEEN))
         return int(answer[0]) * 1000 + int(answer[1]) / 1000
 
-    def mark_seen(self, worker_id: str, now_ms: int) -> Told:
-        """Remember when a worker was last seen; returns how its orders stand."""
+    def mark_seen(self, worker_id: str, now_ms: int, *, load: str | None = None) -> Told:
+        """Remember when a worker was last seen, and its load; returns how its orders stand."""
         with self._guard():
             pipe = self.client.pipeline(transaction=False)
             pipe.zadd(SEEN, {worker_id: now_ms})
             pipe.zscore(ORDERS, worker_id)
+            if load is not None:
+                pipe.hset(LOADS, worker_id, load)
             answer: Any = pipe.execute()
         cursor, drain = divmod(int(answer[1] or 0), 2)
         return Told(cursor, bool(drain))

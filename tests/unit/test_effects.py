@@ -63,7 +63,9 @@ FAILED = {"error_type": "app.errors.Bad", "error_message": "no", "traceback": "T
              "event:task-failed"],
         ),
         (
-            lambda canvas: effects.revoked(job(reason="cancelled"), canvas, AT, terminated=True),
+            lambda canvas: effects.revoked(
+                job(reason="cancelled"), canvas, AT, terminated=True, worker="w1"
+            ),
             ["store:REVOKED", "chord:REVOKED", "event:task-revoked"],
         ),
         (
@@ -119,7 +121,7 @@ def test_retries_are_the_messages_and_our_attempts_before():
         effects.granted(job(), AT),
         effects.succeeded(job(), None, AT, runtime_s=0),
         effects.failed(job(), None, AT, worker=None),
-        effects.revoked(job(), None, AT, terminated=False),
+        effects.revoked(job(), None, AT, terminated=False, worker=None),
     ):
         assert [data["retries"] for kind, data in rows if kind in {"state", "store"}] == [2]
 
@@ -133,7 +135,7 @@ def test_retries_are_the_messages_and_our_attempts_before():
     ],
 )
 def test_a_revoke_says_why(reason: str, terminated: bool, word: str):
-    rows = effects.revoked(job(reason=reason), ALL, AT, terminated=terminated)
+    rows = effects.revoked(job(reason=reason), ALL, AT, terminated=terminated, worker="w1")
     assert [data["reason"] for kind, data in rows if kind in {"store", "chord"}] == [word, word]
     assert rows[-1][1]["fields"] == {
         "terminated": terminated, "signum": None, "expired": word == "expired",
@@ -180,7 +182,7 @@ def test_every_row_is_json_and_says_when():
         effects.succeeded(job(), ALL, AT, runtime_s=0.1),
         effects.failed(job(**FAILED), ALL, AT, worker=None),
         effects.retried(job(), effects.error_of(job(**FAILED)), AT, worker=None),
-        effects.revoked(job(), ALL, AT, terminated=True),
+        effects.revoked(job(), ALL, AT, terminated=True, worker=None),
     ):
         for kind, data in rows:
             json.dumps(data, allow_nan=False)

@@ -1,5 +1,7 @@
 """Workers' tokens, and what a worker is told when it starts."""
 
+from typing import Any
+
 import pytest
 
 from tests.contract.edge.conftest import Caller, Edge
@@ -90,3 +92,16 @@ def test_every_call_marks_its_worker_seen(edge: Edge, worker: Caller) -> None:
     assert seen("{db:}:seen", "w1") is None
     worker.claim()
     assert seen("{db:}:seen", "w1") is not None
+
+
+def test_a_worker_says_with_any_call_how_busy_its_machine_is(edge: Edge, worker: Caller) -> None:
+    def say(load: str) -> Any:
+        edge.services.presence._marked.clear()  # a worker is marked once a second
+        claim = {"workerId": "w1", "leaseSeconds": 60}
+        said = worker.post("/jobs/claim", claim, headers={"Bridge-Load": load})
+        assert said.status_code == 200
+        return edge.services.queue.reservations.client.hgetall("{db:}:loads")
+
+    assert say("0.50,1,12.25") == {"w1": "0.50,1,12.25"}
+    for wrong in ("1,2", "x", "nan,1,1", "1,2,3,4", "-1,0,0", "9" * 99 + ",1,1"):
+        assert say(wrong) == {"w1": "0.50,1,12.25"}

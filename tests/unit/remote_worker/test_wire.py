@@ -1,6 +1,7 @@
 """What counts as an answer, and what is sent."""
 
 import json
+import re
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
@@ -35,6 +36,7 @@ def test_a_claim_says_who_asks_for_what(wire: Wire, edge: FakeEdge) -> None:
     assert (job.id, job.lease_id, job.fence) == (held.job["id"], held.job["leaseId"], 7)
     [call] = edge.asked("/claim")
     assert call.headers["Idempotency-Key"] == "k"
+    assert re.fullmatch(r"\d+\.\d\d(,\d+\.\d\d){2}", call.headers["Bridge-Load"])
     assert call.headers["Authorization"] == f"Bearer {TOKEN}"
     assert call.body == {
         "workerId": WORKER,
