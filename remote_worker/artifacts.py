@@ -3,6 +3,7 @@
 import hashlib
 import io
 import os
+import stat
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,6 +23,14 @@ class Artifact:
     #: `sha256:<hex>`
     digest: str
     content_type: str = "text/plain; charset=utf-8"
+
+
+def is_file(path: Path) -> bool:
+    """Say whether a file is there to be sealed: the link an agent left in its place is none."""
+    try:
+        return stat.S_ISREG(path.lstat().st_mode)
+    except OSError:
+        return False
 
 
 def seal(name: str, path: Path) -> Artifact:

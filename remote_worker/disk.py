@@ -1,9 +1,13 @@
 """How large a job's directory has grown: looked at again and again while a child runs."""
 
+import contextlib
 import os
+import stat
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Self
 
 from remote_worker.limits import Limits
 
@@ -11,6 +15,10 @@ _FIRST_S = 0.5
 #: Looking takes a tenth of one disk's time at most.
 _REST = 9.0
 _BLOCK = 512
+#: Nobody shuts so many folders against himself but to hide what is in them.
+_MOST_SHUT = 200
+
+Listing = contextlib.AbstractContextManager[Iterator[os.DirEntry[str]]]
 
 
 class DiskWatch:
@@ -45,14 +53,24 @@ class DiskWatch:
 
 def breach(directory: Path, *, limits: Limits, stop: threading.Event | None = None) -> str | None:
     """Add up until the end or until it is too much; what vanishes meanwhile counts nothing."""
+    with _Opened() as opened:
+        return _breach(directory, limits, stop, opened)
+
+
+def _breach(
+    directory: Path, limits: Limits, stop: threading.Event | None, opened: "_Opened"
+) -> str | None:
+    """Do it."""
     size, files, folders = 0, 0, [str(directory)]
     while folders and not (stop is not None and stop.is_set()):
         try:
-            entries = os.scandir(folders.pop())
+            entries = opened.scan(folders.pop())
         except OSError:
             continue
-        with entries:
-            for entry in entries:
+        if entries is None:
+            return f"more than {_MOST_SHUT} folders of the job are shut to their own owner"
+        with entries as listing:
+            for entry in listing:
                 files += 1
                 try:
                     if entry.is_dir(follow_symlinks=False):
@@ -66,3 +84,40 @@ def breach(directory: Path, *, limits: Limits, stop: threading.Event | None = No
         if limits.workspace_files is not None and files > limits.workspace_files:
             return f"the job's directory holds more than {limits.workspace_files} files"
     return None
+
+
+class _Opened:
+    """Folders that their owner had shut, open for as long as one look takes."""
+
+    def __init__(self) -> None:
+        self._shut: list[tuple[int, int]] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # The innermost first: who shuts a folder loses the way to those in it.
+        for number, mode in reversed(self._shut):
+            with contextlib.suppress(OSError):
+                _change(number, mode)
+            os.close(number)
+
+    def scan(self, folder: str) -> Listing | None:
+        """List a folder, a shut one too; None when there are too many of those."""
+        try:
+            return os.scandir(folder)
+        except PermissionError:
+            if not hasattr(os, "O_PATH"):
+                raise
+        if len(self._shut) >= _MOST_SHUT:
+            return None
+        # By its number: another might be put in its place while we change it.
+        number = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW)
+        self._shut.append((number, stat.S_IMODE(os.fstat(number).st_mode)))
+        _change(number, stat.S_IRWXU)
+        return os.scandir(folder)
+
+
+def _change(number: int, mode: int) -> None:
+    """Change the mode of what a number stands for."""
+    Path(f"/proc/self/fd/{number}").chmod(mode)

@@ -6,7 +6,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from remote_worker.artifacts import Artifact, seal
+from remote_worker.artifacts import Artifact, is_file, seal
 from remote_worker.client import Client
 from remote_worker.errors import Interrupted, Interruption, JobFailed, LeaseLost
 from remote_worker.events import EventLog
@@ -205,11 +205,18 @@ class JobRun:
     def _completed(self, outcome: Outcome) -> Report:
         """Turn an outcome into the report of it."""
         result = self._redactor.value(dict(outcome.result))
+        artifacts = _sealed(outcome.files)
+        missing = {*outcome.references.values()} - {one.name for one in artifacts}
+        if missing:
+            raise JobFailed(
+                f"no plain file is where {', '.join(sorted(missing))} should be",
+                error_type="artifact_lost",
+            )
         return Report(
             ending=Ending.COMPLETE,
             text=self._redactor.text(outcome.summary)[:_MAX_SUMMARY],
             result=result if isinstance(result, dict) else {},
-            artifacts=_sealed(outcome.files),
+            artifacts=artifacts,
             references=dict(outcome.references),
         )
 
@@ -233,5 +240,12 @@ class JobRun:
 
 
 def _sealed(files: Sequence[tuple[str, Path]]) -> tuple[Artifact, ...]:
-    """Seal the files that came to be."""
-    return tuple(seal(name, path) for name, path in files if path.is_file())
+    """Seal the files that came to be; what a program put in the place of one is none."""
+    sealed = []
+    for name, path in files:
+        try:
+            if is_file(path):
+                sealed.append(seal(name, path))
+        except OSError as error:
+            log.warning("%s cannot be read: %s", name, error, extra={"action": "seal"})
+    return tuple(sealed)

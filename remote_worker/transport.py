@@ -9,6 +9,7 @@ import math
 import os
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -18,10 +19,11 @@ import requests
 
 from remote_worker.artifacts import MultipartBody
 from remote_worker.clock import Clock, steady
+from remote_worker.deadline import Adapter, within
 from remote_worker.errors import Refused, Unanswered
 
-#: 100 jobs of the largest payload are less than this.
-_MAX_ANSWER = 128 * 1024 * 1024
+#: A job with the largest payload there is, each of its letters spelled out, is less than this.
+MAX_ANSWER = 4 * 1024 * 1024
 CONNECT_S = 5.0
 ANSWER_S = 15.0
 #: this machine's load averages, of 1, 5 and 15 minutes
@@ -29,6 +31,8 @@ LOAD = "Bridge-Load"
 #: how far the orders to this worker have got, by any answer of the edge
 CURSOR = "Bridge-Control-Cursor"
 _MAX_RETRY_AFTER_S = 600.0
+#: a file that goes up more slowly than this goes up again
+_SLOWEST_BYTES_PER_S = 32 * 1024
 _AGAIN = frozenset({408, 425, 429})
 _UNAUTHORIZED = 401
 _SERVER_ERROR = 500
@@ -43,6 +47,25 @@ class Token(Protocol):
 
     def replaced(self, refused: str) -> bool:
         """Say whether there is another than the one that was refused."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """What is asked, and how long and large an answer may be."""
+
+    method: str
+    url: str
+    data: bytes | MultipartBody | None
+    headers: Mapping[str, str]
+    connect_s: float
+    read_s: float
+    most_bytes: int
+
+    @property
+    def longest_s(self) -> float:
+        """Return how long it may take from its beginning to the end of its answer."""
+        size = 0 if self.data is None else len(self.data)
+        return self.connect_s + self.read_s + size / _SLOWEST_BYTES_PER_S
 
 
 class Session(requests.Session):
@@ -87,51 +110,55 @@ class Transport:
         headers: Mapping[str, str] | None = None,
         connect_s: float = CONNECT_S,
         read_s: float = ANSWER_S,
+        most_bytes: int = MAX_ANSWER,
     ) -> Mapping[str, object]:
         """Ask once and return the edge's JSON object; once more where the token was replaced."""
+        call = _Call(method, url, data, headers or {}, connect_s, read_s, most_bytes)
         token = self._token.current
-        headers = dict(headers or {})
         try:
-            return self._ask(method, url, token, data, headers, connect_s, read_s)
+            return self._ask(call, token)
         except Refused as no:
             if no.status != _UNAUTHORIZED or not self._token.replaced(token):
                 raise
             if isinstance(data, MultipartBody):
                 raise Unanswered("the token was replaced while a file was on its way") from no
-            token = self._token.current
-            return self._ask(method, url, token, data, headers, connect_s, read_s)
+            return self._ask(call, self._token.current)
 
-    def _ask(
-        self, method: str, url: str, token: str, data: bytes | MultipartBody | None,
-        headers: dict[str, str], connect_s: float, read_s: float,
-    ) -> Mapping[str, object]:  # fmt: skip
+    def _ask(self, call: "_Call", token: str) -> Mapping[str, object]:
         """Ask with one token."""
-        try:
-            with self._session().request(
-                method,
-                url,
-                data=data,
-                headers={"Authorization": f"Bearer {token}", **_load(), **headers},
-                timeout=(connect_s, read_s),
-                allow_redirects=False,
-                stream=True,
-            ) as response:
-                body = self._read(response, until=self._clock() + read_s)
-        except requests.RequestException as error:
-            raise Unanswered(f"{method} {url}: {type(error).__name__}") from error
+        what = f"{call.method} {call.url}"
+        with within(call.longest_s) as line:
+            try:
+                with self._session().request(
+                    call.method,
+                    call.url,
+                    data=call.data,
+                    headers={"Authorization": f"Bearer {token}", **_load(), **call.headers},
+                    timeout=(call.connect_s, call.read_s),
+                    allow_redirects=False,
+                    stream=True,
+                ) as response:
+                    until = self._clock() + call.read_s
+                    body = self._read(response, until=until, most=call.most_bytes)
+            except requests.RequestException as error:
+                why = "no whole answer in time" if line.cut else type(error).__name__
+                raise Unanswered(f"{what}: {why}") from error
+            if line.cut:
+                # An answer without a length ends where its line does.
+                raise Unanswered(f"{what}: no whole answer in time")
         answer = _understand(response, body)
         cursor = response.headers.get(CURSOR, "")
         if cursor.isascii() and cursor.isdecimal():
             self.on_cursor(int(cursor[:18]))
         return answer
 
-    def _read(self, response: requests.Response, *, until: float) -> bytes:
+    def _read(self, response: requests.Response, *, until: float, most: int) -> bytes:
         """Read an answer that may be a drip or a flood."""
         body = bytearray()
         for chunk in response.iter_content(65536):
             body += chunk
-            if len(body) > _MAX_ANSWER:
-                raise Unanswered(f"an answer of more than {_MAX_ANSWER} bytes")
+            if len(body) > most:
+                raise Unanswered(f"an answer of more than {most} bytes")
             if self._clock() > until:
                 raise Unanswered("the answer did not end in time")
         return bytes(body)
@@ -141,6 +168,8 @@ class Transport:
         session: requests.Session | None = getattr(self._local, "session", None)
         if session is None:
             session = Session()
+            for scheme in ("http://", "https://"):
+                session.mount(scheme, Adapter())
             session.trust_env = False
             if self._proxy is not None:
                 session.proxies = {"http": self._proxy, "https": self._proxy}

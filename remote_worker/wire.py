@@ -24,12 +24,14 @@ from remote_worker.job import (
     parse_welcome,
 )
 from remote_worker.settings import PREFIX
-from remote_worker.transport import ANSWER_S, CONNECT_S, Token, Transport
+from remote_worker.transport import ANSWER_S, CONNECT_S, MAX_ANSWER, Token, Transport
 from remote_worker.uploads import Upload, artifact_id, parse_upload
 
 #: The edge answers an empty wait in time; beyond this the connection is taken for dead.
 _WAIT_MARGIN_S = 10.0
 _UPLOAD_S = 120.0
+#: A job larger than this is no job. Of a claim the first is in the answer twice.
+MAX_GRANT = 8 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,8 +125,9 @@ class Wire:
             "maxJobs": max_jobs,
         }
         answer = self._post(
-            "/jobs/claim", body, headers={"Idempotency-Key": key}, read_s=wait_s + _WAIT_MARGIN_S
-        )
+            "/jobs/claim", body, headers={"Idempotency-Key": key}, read_s=wait_s + _WAIT_MARGIN_S,
+            most_bytes=(1 + max_jobs) * MAX_GRANT,
+        )  # fmt: skip
         if "job" not in answer:
             raise Unanswered("the answer to a claim names no job and no absence of one")
         granted = answer.get("jobs")
@@ -233,6 +236,7 @@ class Wire:
         headers: Mapping[str, str] | None = None,
         connect_s: float = CONNECT_S,
         read_s: float = ANSWER_S,
+        most_bytes: int = MAX_ANSWER,
     ) -> Mapping[str, object]:
         """Post JSON under the prefix."""
         return self._transport.ask(
@@ -242,4 +246,5 @@ class Wire:
             headers={"Content-Type": "application/json", **(headers or {})},
             connect_s=connect_s,
             read_s=read_s,
+            most_bytes=most_bytes,
         )

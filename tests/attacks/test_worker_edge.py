@@ -92,7 +92,7 @@ HOSTILE: list[dict[str, object]] = [
     {"attempt": -1},
     {"fence": "7"},
     {"fence": 1.5},
-    {"payload": {"repository": "Org/Repo", "instruction": "x" * (10 << 20)}},
+    {"payload": {"repository": "Org/Repo", "instruction": "x" * (3 << 20)}},
     {"payload": {"repository": {"$ne": ""}, "instruction": ["x"], "publish": "pr"}},
     {"type": "../../codex_exec"},
 ]

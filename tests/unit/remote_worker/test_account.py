@@ -7,9 +7,10 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from remote_worker import account
+from remote_worker import account, disk
 from remote_worker.box import Box, Kind
 from remote_worker.errors import Interrupted, Interruption, Misconfigured
+from remote_worker.limits import Limits
 from remote_worker.output import Captured
 from remote_worker.preflight import check
 from remote_worker.process import Command, run
@@ -72,6 +73,50 @@ def test_what_he_reaches_is_the_kernels_word(nobody: account.Account, place: Pat
     (place / "an 'odd\nname").write_text("x")
     there, odd = place / "shut", place / "an 'odd\nname"
     assert nobody.sees([there / "file", odd, place / "none", there]) == {odd, there}
+
+
+@pytest.mark.parametrize("shut", [3, disk._MOST_SHUT + 1])
+def test_folders_shut_to_their_owner_hide_no_size(
+    nobody: account.Account, place: Path, shut: int
+) -> None:
+    """Root sees all, so the look is his whose the folders are."""
+    folder = place / "of-him"
+    for number in range(shut):
+        # one in the other, and then many side by side
+        folder = folder / "in" if number < 3 else place / "of-him" / f"n{number}"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "file").write_bytes(os.urandom(6 << 20) if number + 1 == shut == 3 else b"")
+    nobody.give(place / "of-him")
+    folders = [path for path in (place / "of-him").rglob("*") if path.is_dir()]
+    for path in sorted(folders, reverse=True):
+        path.chmod(0)
+
+    def look() -> str:
+        limits = Limits(workspace_bytes=4 << 20)
+        return str(disk.breach(place / "of-him", limits=limits))
+
+    said = as_user(nobody, look)
+    assert ("shut to their own owner" if shut > 3 else "grew beyond 4194304 bytes") in said
+    # as they were, for whoever looks next
+    assert {path.stat().st_mode & 0o777 for path in folders} == {0}
+
+
+def as_user(who: account.Account, ask: Callable[[], str]) -> str:
+    """Ask in a process of another user."""
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.setgid(who.gid)
+        os.setuid(who.uid)
+        try:
+            os.write(writer, ask().encode())
+        finally:
+            os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader, "rb") as answer:
+        said = answer.read().decode()
+    os.waitpid(pid, 0)
+    return said
 
 
 def test_his_tree_is_ended_like_any_other(nobody: account.Account, place: Path) -> None:

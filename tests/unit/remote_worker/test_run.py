@@ -160,6 +160,30 @@ def test_a_failure_with_its_files(
     assert world.left() == []
 
 
+@pytest.mark.parametrize("ends_well", [True, False])
+def test_a_link_in_the_place_of_a_file_is_no_file(
+    world: World, edge: FakeEdge, tmp_path: Path, *, ends_well: bool
+) -> None:
+    """Without a box a program could leave one; what it leads to is not its to send."""
+    (tmp_path / "elsewhere").write_text("private")
+
+    def replaced(context: Context) -> Outcome:
+        (context.directory / "log").symlink_to(tmp_path / "elsewhere")
+        files = (("logs/x.log", context.directory / "log"),)
+        if ends_well:
+            return Outcome(
+                summary="s", result={"log": None}, files=files, references={"log": "logs/x.log"}
+            )
+        raise JobFailed("it failed", error_type="its_own", files=files)
+
+    held = edge.offer("echo")
+    assert world.run(held, replaced).run()
+    assert held.ended == "fail"
+    assert held.report["errorType"] == ("artifact_lost" if ends_well else "its_own")
+    assert held.artifacts == {}
+    assert world.left() == []
+
+
 def test_a_bug_fails_the_job_and_not_the_daemon(world: World, edge: FakeEdge) -> None:
     held = edge.offer("echo")
     assert world.run(held, lambda _: Outcome(summary=str(1 // 0), result={})).run()

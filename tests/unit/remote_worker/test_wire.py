@@ -1,7 +1,11 @@
 """What counts as an answer, and what is sent."""
 
+import contextlib
 import json
 import re
+import socket
+import threading
+import time
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
@@ -194,13 +198,60 @@ def test_a_drip_ends_in_time(edge: FakeEdge) -> None:
 
 
 def test_a_flood_is_cut(wire: Wire, edge: FakeEdge, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("remote_worker.transport._MAX_ANSWER", 1000)
+    monkeypatch.setattr("remote_worker.wire.MAX_GRANT", 1000)
     edge.instead("/claim", Answer(body=b" " * 100_000))
-    with pytest.raises(Unanswered, match="more than"):
+    with pytest.raises(Unanswered, match="more than 2000 bytes"):
         claim(wire)
     edge.instead("/claim", Answer(302, b" " * 100_000, (("Location", f"{edge.url}/x"),)))
-    with pytest.raises(Unanswered, match="more than"):
-        claim(wire)
+    with pytest.raises(Unanswered, match="more than 3000 bytes"):
+        claim(wire, max_jobs=2)
+
+
+def test_an_answer_about_one_job_is_a_small_one(wire: Wire, edge: FakeEdge) -> None:
+    held = edge.offer("echo", text="ä" * (1 << 19))
+    [job] = claim(wire)
+    assert len(str(job.payload["text"])) == 1 << 19
+    edge.instead("/heartbeat", Answer(body=json.dumps({"pad": " " * (4 << 20)}).encode()))
+    with pytest.raises(Unanswered, match="more than 4194304 bytes"):
+        wire.heartbeat(job, lease_s=60, progress=None, timeout_s=60)
+    assert not wire.heartbeat(job, lease_s=60, progress=None, timeout_s=60).cancel_requested
+    assert held.ended is None
+
+
+@pytest.mark.parametrize("where", ["handshake", "headers", "a body with a length", "a body"])
+def test_a_drip_of_bytes_outlives_no_deadline(tmp_path: Path, where: str) -> None:
+    """Each read of it is quick; only the whole takes for ever."""
+    head = b"HTTP/1.1 200 OK\r\n"
+    drip = {
+        "handshake": b"\x16\x03\x03\x3f\xff" + b"\0" * 16_000,
+        "headers": head + b"X-Pad: " + b"x" * 16_000,
+        "a body with a length": head + b"Content-Length: 16000\r\n\r\n" + b" " * 16_000,
+        "a body": head + b"\r\n" + b" " * 16_000,
+    }[where]
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        stop = threading.Event()
+
+        def serve() -> None:
+            line, _ = server.accept()
+            with line, contextlib.suppress(OSError):
+                for byte in drip:
+                    if stop.wait(0.02):
+                        return
+                    line.sendall(bytes([byte]))
+
+        dripping = threading.Thread(target=serve)
+        dripping.start()
+        scheme = "https" if where == "handshake" else "http"
+        who = Identity(worker_id=WORKER, instance_id="i", version="1")
+        wire = Wire(f"{scheme}://127.0.0.1:{server.getsockname()[1]}", token=Shown(), identity=who)
+        job = Job(id="j", type="t", payload={}, attempt=1, lease_id="l", fence=1)
+        begun = time.monotonic()
+        with pytest.raises(Unanswered):
+            wire.heartbeat(job, lease_s=60, progress=None, timeout_s=0.5)
+        # 16,000 bytes at this pace take more than five minutes
+        assert time.monotonic() - begun < 60
+        stop.set()
+        dripping.join()
 
 
 def test_a_redirect_to_nowhere_is_no_answer(wire: Wire, edge: FakeEdge) -> None:
