@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime
 
 from broker.errors import (
     ArtifactJobMismatch,
@@ -98,8 +98,10 @@ def _read_cursor(cursor: str | None) -> tuple[datetime, str] | None:
     moment, _, job_id = cursor.partition("~")
     try:
         at = datetime.fromisoformat(moment)
-    except ValueError:
-        raise InvalidPayload("cursor is not one that a listing gave") from None
-    if at.tzinfo is None or not job_id:
+        # the first and the last day lie beyond all days in UTC
+        zoned = None if at.tzinfo is None else at.astimezone(UTC)
+    except (ValueError, OverflowError):
+        zoned = None
+    if zoned is None or not job_id:
         raise InvalidPayload("cursor is not one that a listing gave")
-    return at, job_id
+    return zoned, job_id

@@ -128,6 +128,10 @@ def _links() -> Iterator[tuple[str, str, str, dict[str, Any]]]:
     begun = {"job_id": "$response.body#/jobId", "upload_id": "$response.body#/id"}
     yield "post", f"{_JOB}/artifacts/uploads", "201", _link("get", _UPLOAD, begun)
     yield "post", f"{_JOB}/artifacts/uploads", "201", _link("post", f"{_UPLOAD}/complete", begun)
+    begun = {"job_id": "$response.body#/jobId", "upload_id": "$response.body#/id"}
+    announced = ("post", f"{_JOB}/artifacts/uploads", "201")
+    yield *announced, _link("get", _UPLOAD, begun)
+    yield *announced, _link("post", f"{_UPLOAD}/complete", begun, {"workerId": _HELD["workerId"]})
     again = {"ids": ["$response.body#/id"]}
     redrive = f"{PREFIX}/dead-letters/redrive"
     yield "post", f"{_JOB}/fail", "200", _link("post", redrive, {}, again)

@@ -9,7 +9,7 @@ from marshmallow import fields, validate
 
 from broker.effects import CELERY_STATES
 from edge_api.arguments import KIB, WAIT_MAX_S, Args, HolderArgs, WorkerArgs
-from edge_api.fields import LEASE_ID, Flag, Int, Prose, Seconds, Word, Words, json_size
+from edge_api.fields import LEASE_ID, Flag, Int, Matches, Prose, Seconds, Word, Words, json_size
 
 LEASE_MAX_S: Final = 3600
 CHECKPOINT_MAX: Final = 64 * KIB
@@ -47,7 +47,7 @@ class ProgressArgs(Args):
         allow_none=True,
         load_default=None,
         validate=[
-            validate.Regexp(r"[A-Z][A-Z0-9_]{0,63}\Z"),
+            Matches(r"[A-Z][A-Z0-9_]{0,63}", "Not the name of a state."),
             validate.NoneOf(sorted(CELERY_STATES), error="Is one of Celery's own states."),
         ],
         metadata={"description": "for Celery; PROGRESS unless named"},

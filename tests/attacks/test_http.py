@@ -188,6 +188,16 @@ def test_cursors_nobody_gave(edge: Edge, user: Caller, after: str) -> None:
         assert refusal(user.get(f"/jobs/{job_id}/events?after={after}")) == INVALID
 
 
+@pytest.mark.attack(79)
+@pytest.mark.parametrize(
+    "cursor",
+    ["x", "~", "2026-01-01~x", "9999-12-31T23:59:59-23:59~x", "0001-01-01T00:00:00%2B23:59~x"],
+)
+def test_pages_nobody_gave(edge: Edge, user: Caller, cursor: str) -> None:
+    with unchanged(edge):
+        assert refusal(user.get(f"/jobs?cursor={cursor}")) == INVALID
+
+
 @pytest.mark.attack(80)
 def test_a_crash_tells_its_caller_nothing(
     edge: Edge,
