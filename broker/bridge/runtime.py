@@ -28,6 +28,8 @@ from broker.bridge.purges import Purges
 from broker.bridge.relay import Relay
 from broker.bridge.revokes import Revokes
 from broker.bridge.settle import Settler
+from broker.bridge.strangers import LOOK_S as STRANGERS_S
+from broker.bridge.strangers import Strangers
 from broker.clock import Clock, to_ms
 from broker.errors import ConfigurationError, ReservationsUnavailable
 from broker.ledger.engine import Ledger
@@ -209,6 +211,8 @@ class Bridge:
     def _make_loops(self) -> list[Loop]:
         relay = self._new_relay(Announcer(self.app))
         relaying = Loop("relay", relay.step)
+        told = self.settings.bridge
+        strangers = Strangers(self.app, queues=told.queues, suffix=told.node_suffix)
         self._last_words += [self.fleet.leave, self._mailbox.close]
         return [
             every(LOOK_S, "fleet", self.fleet.step),
@@ -216,6 +220,7 @@ class Bridge:
             every(REVOKE_S, "revokes", self.revokes.step),
             every(REVOKE_S, "purges", self.purges.step),
             every(PROGRESS_S, "progress", self._tell_progress),
+            every(STRANGERS_S, "strangers", strangers.look),
             *(self._duty(name) for name in ("expire_leases", "release_due_retries")),
             *(self._duty(name) for name in ("reconcile", "prune")),
             relaying,
