@@ -151,6 +151,8 @@ class RemoteWorker:
     first_seen_at: datetime | None
     hello: Mapping[str, Json]
     held: tuple[HeldJob, ...]
+    #: it was told to claim no more
+    draining: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

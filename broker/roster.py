@@ -35,6 +35,7 @@ class Roster:
             known = fleet.known_of(conn, list(seen_ms), limit=limit)
             names = [*seen_ms, *(name for name in sorted(known) if name not in seen_ms)][:limit]
             held = fleet.held_by(conn, names, limit=HELD_MAX)
+            draining = fleet.draining(conn, names)
         return [
             RemoteWorker(
                 worker_id=name,
@@ -43,6 +44,7 @@ class Roster:
                 first_seen_at=known[name].first_seen_at if name in known else None,
                 hello=known[name].hello if name in known else {},
                 held=tuple(held.get(name, ())),
+                draining=name in draining,
             )
             for name in names
         ]

@@ -11,10 +11,10 @@ from typing import Any, Final
 from flask import Request, current_app, g, request
 
 from broker.errors import AuthFailed, LedgerUnavailable, NotAuthorized
+from broker.issuers import Unmapped, is_jwt
 from broker.policy import Policy
 from broker.records import Job
 from edge_api.errors import Unauthorized
-from edge_api.issuers import Unmapped, is_jwt
 from edge_api.presence import LOAD
 from edge_api.services import Services, current_services
 from edge_api.source import Address, allowed, peer_is_loopback, source_of

@@ -18,10 +18,11 @@ from typing import Any, Final
 
 import jwt
 
+from broker import issuers
 from broker.errors import AuthFailed
+from broker.issuers import PARTS, Issuer, Issuers, Proven, Unmapped
 from broker.policy import Policy
 from edge_api.errors import MalformedJson
-from edge_api.issuers import PARTS, Issuer, Issuers, Proven, Unmapped
 from edge_api.json_body import loads
 from edge_api.jwks import Keys
 
@@ -97,12 +98,7 @@ class Oidc:
 
     def policies(self) -> dict[str, list[tuple[str, Policy]]]:
         """Return by worker the policies that tokens may give it, with the issuer's name."""
-        found: dict[str, list[tuple[str, Policy]]] = {}
-        for issuer in self.issuers.all():
-            for rule in issuer.rules:
-                if rule.worker_id is not None:
-                    found.setdefault(rule.worker_id, []).append((issuer.name, rule.policy))
-        return found
+        return issuers.policies(self.issuers.all())
 
     def _keys_of(self, issuer: Issuer) -> Keys:
         with self._lock:

@@ -122,6 +122,7 @@ class RemoteWorker(TypedDict):
 
     workerId: str
     online: bool
+    draining: bool
     lastSeenAt: str | None
     firstSeenAt: str | None
     instanceId: str | None

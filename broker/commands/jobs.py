@@ -12,8 +12,8 @@ import click
 from rich.console import Console
 
 from broker.client import ENDED, Client, Event
+from broker.commands.asking import edge_client, edge_options
 from broker.commands.jobs_shown import detail, event_line, listing, screen, summary
-from broker.settings import EdgeAccess
 from broker.states import Status
 
 #: exit code of `watch` and `submit --watch` for a job that ended otherwise than well
@@ -25,28 +25,12 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="Say it for a scrip
 
 
 @click.group()
-@click.option("--edge-url", help="The edge: https://host[:port] [DRAWBRIDGE_EDGE_URL].")
-@click.option(
-    "--token-file",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="File with an operator's or producer's token [DRAWBRIDGE_EDGE_TOKEN_FILE]; the token"
-    " itself may stand in DRAWBRIDGE_EDGE_TOKEN.",
-)
-@click.pass_context
-def jobs(context: click.Context, *, edge_url: str | None, token_file: Path | None) -> None:
+@edge_options("an operator's or producer's")
+def jobs() -> None:
     """Submit, look at, follow and cancel jobs through an edge.
 
     Exit codes: 0 done, 1 refused, 2 usage, 3 a watched job did not succeed.
     """
-    context.obj = (edge_url, token_file)
-
-
-def _client() -> Client:
-    """Ask as told by flags and environment; only now, so that ``--help`` needs neither."""
-    context = click.get_current_context()
-    edge_url, token_file = context.obj
-    access = EdgeAccess.from_env(url=edge_url, token_file=token_file)
-    return context.with_resource(Client(access.url, access.token))
 
 
 @jobs.command()
@@ -84,7 +68,7 @@ def submit(
         --set instruction="Fix the typo in the README" --watch
     """  # noqa: D301 - \b is click's
     body = _payload(payload) | dict(_field(one) for one in fields)
-    client = _client()
+    client = edge_client()
     made = client.submit(
         type_,
         body,
@@ -108,7 +92,7 @@ def submit(
 @_JSON
 def show_many(*, as_json: bool, limit: int, **which: str | None) -> None:
     """List jobs, newest first; with --json one object a line."""
-    found = _client().jobs(limit=limit, **which)
+    found = edge_client().jobs(limit=limit, **which)
     if as_json:
         for one in found:
             click.echo(json.dumps(one))
@@ -121,7 +105,7 @@ def show_many(*, as_json: bool, limit: int, **which: str | None) -> None:
 @_JSON
 def show(*, job_id: str, as_json: bool) -> None:
     """Show a job with its attempts and files."""
-    client = _client()
+    client = edge_client()
     job, attempts, files = client.job(job_id), client.attempts(job_id), client.artifacts(job_id)
     if as_json:
         click.echo(json.dumps({**job, "attempts": attempts, "artifacts": files}))
@@ -137,7 +121,7 @@ def watch(*, job_id: str, as_json: bool) -> None:
 
     A task just sent may take a moment to become a job: it is looked for for half a minute.
     """
-    _watch(_client(), job_id, as_json=as_json)
+    _watch(edge_client(), job_id, as_json=as_json)
 
 
 @jobs.command()
@@ -146,7 +130,7 @@ def watch(*, job_id: str, as_json: bool) -> None:
 @_JSON
 def logs(*, job_id: str, follow: bool, as_json: bool) -> None:
     """Print a job's log of events; with --json one object a line."""
-    client = _client()
+    client = edge_client()
     for event in client.follow(job_id) if follow else _so_far(client, job_id):
         click.echo(json.dumps(event) if as_json else event_line(event))
 
@@ -160,7 +144,7 @@ def logs(*, job_id: str, follow: bool, as_json: bool) -> None:
 )  # fmt: skip
 def download(*, job_id: str, names: tuple[str, ...], folder: Path) -> None:
     """Download a job's files, the newest of each name, and print where they are."""
-    client = _client()
+    client = edge_client()
     newest = {one["name"]: one for one in sorted(client.artifacts(job_id), key=_age)}
     missing = sorted(set(names) - set(newest))
     if missing:
@@ -179,7 +163,7 @@ def download(*, job_id: str, names: tuple[str, ...], folder: Path) -> None:
 @_JSON
 def cancel(*, ids: tuple[str, ...], reason: str | None, as_json: bool) -> None:
     """Cancel queued jobs, and ask the workers of running ones to stop."""
-    client = _client()
+    client = edge_client()
     for job_id in ids:
         job = client.cancel(job_id, reason=reason)
         click.echo(json.dumps(job) if as_json else summary(job))
@@ -194,7 +178,7 @@ def redrive(*, ids: tuple[str, ...], dry_run: bool, as_json: bool) -> None:
 
     By filter, and beside the ledger: `drawbridge redrive`.
     """
-    items = _client().redrive(ids, dry_run=dry_run)
+    items = edge_client().redrive(ids, dry_run=dry_run)
     for item in items:
         click.echo(json.dumps(item) if as_json else f"{item['id']}  {item['outcome']}")
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime
+from pathlib import Path
 
 import click
 
+from broker import issuers
 from broker.commands.opening import opened
 from broker.ledger import credential_rows, fleet
-from broker.policy import Lane, canonical_repository
+from broker.policy import Lane, Policy, canonical_repository
 from broker.records import RemoteWorker
-from broker.settings import BridgeSettings, StoreSettings
+from broker.settings import BridgeSettings, Environment, StoreSettings
 from broker.why import Excluded, closest
 
 #: jobs that a worker may hold and still be counted right
@@ -43,7 +45,8 @@ def test(
 ) -> None:
     """Tell whether a worker would get such a job now, and which rule decides.
 
-    Looks at its good tokens and at what its last hello said. Exits with 1 when it would not.
+    Looks at its good tokens, at what the rules of DRAWBRIDGE_OIDC_CONFIG give its JWTs, and at
+    what its last hello said. Exits with 1 when it would not.
     """
     lane = Lane(
         queue or BridgeSettings.from_env().queues[0],
@@ -76,5 +79,15 @@ def _look(worker_id: str, lane: Lane) -> Excluded:
         first_seen_at=known.first_seen_at if known else None,
         hello=known.hello if known else {},
         held=tuple(held),
+        draining=drained,
     )
-    return closest(worker, lane, [(one.id, one.policy) for one in good], drained=drained)
+    tokens = [(one.id, one.policy) for one in good]
+    return closest(worker, lane, [*tokens, *_by_rule(worker_id)], drained=drained)
+
+
+def _by_rule(worker_id: str) -> list[tuple[str, Policy]]:
+    """Return what JWTs of the issuers that the edge believes allow a worker."""
+    config = Environment().get("DRAWBRIDGE_OIDC_CONFIG")
+    if config is None:
+        return []
+    return issuers.policies(issuers.read(Path(config))).get(worker_id, [])

@@ -16,8 +16,8 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 
 from broker.errors import AuthFailed, ConfigurationError, Unavailable
+from broker.issuers import LOOK_EVERY_S, read
 from edge_api import jwks
-from edge_api.issuers import LOOK_EVERY_S, read
 from edge_api.jwks import COOLDOWN_S, FRESH_S, STALE_S, Keys
 from edge_api.oidc import Oidc
 from edge_api.services import EXTENSION

@@ -31,6 +31,7 @@ def test_workers_are_listed_with_what_they_hold(edge: Edge) -> None:
         (job["id"], job["fence"]) for job in held
     ]
     assert found["w1"]["online"]
+    assert not found["w1"]["draining"]
     assert found["w1"]["lastSeenAt"] is not None
     assert (found["w2"]["version"], found["w2"]["types"], found["w2"]["heldJobs"]) == (
         None, None, [],
@@ -85,5 +86,8 @@ def test_the_command_shows_them(edge: Edge, user: Caller, worker: Caller, url: s
     assert "w1" in shown
     assert job["id"] in shown
     assert "\x1b[31m" not in shown
+    assert "online" in shown
+    user.post("/workers/w1/drain")
+    assert "draining" in run()
     (line,) = run("--json").splitlines()
     assert json.loads(line) == user.get("/workers").json["items"][0]

@@ -1,6 +1,7 @@
 """Why a job waits, as its owner is told."""
 
 import json
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -88,3 +89,30 @@ def test_the_command_says_it_beforehand(edge: Edge, sqlite_url: str) -> None:
     )  # fmt: skip
     assert ask("--type", "echo", "--repository", "ext::sh -c x") == (1, "")
     assert ask("--type", "echo", "--worker", "nobody") == (1, "credential")
+
+
+def test_the_command_knows_who_comes_with_a_jwt(
+    edge: Edge, sqlite_url: str, tmp_path: Path
+) -> None:
+    config = tmp_path / "oidc.toml"
+    config.write_text(
+        '[[issuer]]\nname = "ci"\nissuer = "https://i"\naudience = "a"\n'
+        'jwks_url = "https://i/keys"\nalgorithms = ["EdDSA"]\n'
+        '[[issuer.rule]]\nclaims = { sub = "x" }\nkind = "worker"\nworker_id = "w1"\n'
+        'types = ["built"]\n'
+    )
+    edge.worker("w1", types=("echo",))
+
+    def ask(job_type: str, **more: str) -> tuple[int, str | None]:
+        env = {"DRAWBRIDGE_DATABASE_URL": sqlite_url, **more}
+        words = ["policy", "test", "--worker", "w1", "--type", job_type, "--json"]
+        result = CliRunner(env=env).invoke(cli.drawbridge, words)
+        return result.exit_code, json.loads(result.stdout)["tokenId"] if result.stdout else ""
+
+    believed = {"DRAWBRIDGE_OIDC_CONFIG": str(config)}
+    assert ask("built")[0] == 1
+    assert ask("built", **believed) == (0, "ci")
+    assert ask("echo", **believed)[0] == 0
+    assert ask("other", **believed)[0] == 1
+    config.write_text("[[issuer]]")
+    assert ask("built", **believed) == (1, "")

@@ -11,7 +11,7 @@ import re
 import threading
 import time
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
@@ -155,6 +155,16 @@ def read(path: Path) -> tuple[Issuer, ...]:
     except (ValueError, KeyError, DrawbridgeError) as error:
         what = f"{error} is missing" if isinstance(error, KeyError) else error
         raise ConfigurationError(f"{path} is wrong: {what}") from error
+    return found
+
+
+def policies(issuers: Iterable[Issuer]) -> dict[str, list[tuple[str, Policy]]]:
+    """Return by worker the policies that tokens may give it, with the issuer's name."""
+    found: dict[str, list[tuple[str, Policy]]] = {}
+    for issuer in issuers:
+        for rule in issuer.rules:
+            if rule.worker_id is not None:
+                found.setdefault(rule.worker_id, []).append((issuer.name, rule.policy))
     return found
 
 
