@@ -20,7 +20,7 @@ from prometheus_client import (
     start_http_server,
 )
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
-from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from prometheus_client.values import MutexValue, ValueClass
 
 from broker.errors import ConfigurationError
@@ -96,6 +96,12 @@ def registry() -> CollectorRegistry:
     whole = CollectorRegistry()
     MultiProcessCollector(whole)  # type: ignore[no-untyped-call]
     return whole
+
+
+def ended(pid: int) -> None:
+    """Count no more what was going on in a process of several that has ended."""
+    if ValueClass is not MutexValue:
+        mark_process_dead(pid)  # type: ignore[no-untyped-call]
 
 
 def text() -> bytes:

@@ -9,6 +9,7 @@ from ipaddress import ip_address
 import click
 
 from broker.errors import ConfigurationError
+from edge_api.processes import share_figures
 from edge_api.server import EdgeServer
 from edge_api.services import Services
 from edge_api.settings import RESERVE, THREADS, EdgeSettings
@@ -28,6 +29,13 @@ logger = logging.getLogger(__name__)
     help=f"Calls served at once; all but {RESERVE} may be waiting claims.",
 )
 @click.option(
+    "--processes",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1, 64),
+    help="Processes that serve, each with as many threads: about one for each core.",
+)
+@click.option(
     "--metrics-port",
     type=click.IntRange(1, 65535),
     help="Serve figures for Prometheus there, to whoever reaches it.",
@@ -41,6 +49,7 @@ def edge(
     host: str,
     port: int,
     threads: int,
+    processes: int,
     metrics_port: int | None,
     metrics_host: str,
     as_json: bool,
@@ -49,6 +58,8 @@ def edge(
 
     Put a TLS proxy that buffers requests before it when it faces the internet.
     """
+    if processes > 1:
+        share_figures()
     settings = EdgeSettings.from_env(threads=threads)
     if settings.auth_disabled and not _is_loopback(host):
         raise ConfigurationError(
@@ -69,7 +80,9 @@ def edge(
             extra={"action": "start"},
         )
     metrics = None if metrics_port is None else (metrics_host, metrics_port)
-    EdgeServer(settings, host=host, port=port, listening=listening, metrics=metrics).run()
+    EdgeServer(
+        settings, host=host, port=port, listening=listening, metrics=metrics, processes=processes
+    ).run()
 
 
 def _is_loopback(host: str) -> bool:

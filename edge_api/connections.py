@@ -7,7 +7,6 @@ never waits for anybody.
 
 from __future__ import annotations
 
-import json
 import logging
 import selectors
 import socket
@@ -17,13 +16,11 @@ from contextlib import suppress
 from functools import partial
 from http import HTTPStatus
 from typing import Any, Final, cast
-from uuid import uuid4
 
 from flask import Flask
-from gunicorn.http import errors as http_errors
 from gunicorn.workers.gthread import TConn, ThreadWorker
 
-from edge_api.errors import code_of, detail
+from edge_api import early
 from edge_api.reception import Arrival, Look, Reception, Shelf
 from edge_api.services import EXTENSION, Services
 from edge_api.settings import STREAMS
@@ -46,13 +43,6 @@ ACCEPTS: Final = 64
 
 #: Linux only; elsewhere an answer leaves in two segments, undelayed thanks to TCP_NODELAY
 _CORK: Final[int | None] = getattr(socket, "TCP_CORK", None)
-_REFUSALS: Final = (
-    (http_errors.LimitRequestLine, HTTPStatus.REQUEST_URI_TOO_LONG),
-    (http_errors.LimitRequestHeaders, HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE),
-    (http_errors.UnsupportedTransferCoding, HTTPStatus.NOT_IMPLEMENTED),
-    (http_errors.ExpectationFailed, HTTPStatus.EXPECTATION_FAILED),
-    (http_errors.ParseException, HTTPStatus.BAD_REQUEST),
-)
 _REFUSED: Final = {
     Arrival.URL_TOO_LONG: HTTPStatus.REQUEST_URI_TOO_LONG,
     Arrival.HEAD_TOO_LARGE: HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
@@ -87,6 +77,8 @@ class EdgeWorker(ThreadWorker):
         self._leaving: Shelf[Connection] = Shelf()
         #: bodies that threads read as they come
         self._streams: dict[Connection, float] = {}
+        # of a socket that several processes listen on the idlest one shall get the next
+        self._accepts = ACCEPTS if self.cfg.workers == 1 else 1
         self._connections_max = self.worker_connections
         # Whoever is one too many takes the place of the idlest; accepting never stops.
         self.worker_connections += ACCEPTS + 1
@@ -112,7 +104,7 @@ class EdgeWorker(ThreadWorker):
 
     def accept(self, listener: socket.socket) -> None:
         """Take in those who knock; none of them gets a thread before it has said something."""
-        for _ in range(ACCEPTS):
+        for _ in range(self._accepts):
             try:
                 sock, address = listener.accept()
             except (BlockingIOError, ConnectionAbortedError):
@@ -222,7 +214,7 @@ class EdgeWorker(ThreadWorker):
     def _refuse(self, conn: Connection, status: HTTPStatus) -> None:
         logger.info("refused: %s", status.phrase, extra={"action": "refuse"})
         with suppress(OSError):  # a few hundred bytes to an empty buffer never block
-            conn.sock.send(_refusal(status))
+            conn.sock.send(early.refusal(status))
         self._leave(conn)
 
     def _leave(self, conn: Connection) -> None:
@@ -295,25 +287,10 @@ class EdgeWorker(ThreadWorker):
         exc: Exception,
     ) -> None:
         """Answer what never became a request of the app."""
-        status = next(
-            (status for kind, status in _REFUSALS if isinstance(exc, kind)),
-            HTTPStatus.INTERNAL_SERVER_ERROR,
-        )
+        status = early.status_of(exc)
         if status is HTTPStatus.INTERNAL_SERVER_ERROR:
             logger.error("connection failed", exc_info=exc, extra={"action": "crash"})
         else:
             logger.info("refused: %s", type(exc).__name__, extra={"action": "refuse"})
         with suppress(OSError):
-            client.sendall(_refusal(status))
-
-
-def _refusal(status: HTTPStatus) -> bytes:
-    body = json.dumps(detail(code_of(status), status.description or status.phrase)).encode()
-    retry = "Retry-After: 1\r\n" if status is HTTPStatus.SERVICE_UNAVAILABLE else ""
-    head = (
-        f"HTTP/1.1 {status} {status.phrase}\r\nConnection: close\r\n{retry}"
-        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
-        f"Cache-Control: no-store\r\nX-Content-Type-Options: nosniff\r\n"
-        f"X-Request-Id: {uuid4().hex}\r\n\r\n"
-    )
-    return head.encode() + body
+            client.sendall(early.refusal(status))

@@ -15,11 +15,15 @@ from gunicorn.config import Config
 from gunicorn.glogging import Logger
 
 from broker import figures
+from broker.errors import ConfigurationError
 from edge_api import create_app
 from edge_api.connections import EdgeWorker
+from edge_api.processes import forget_figures
 from edge_api.reception import URL_MAX
 from edge_api.services import EXTENSION, Services
 from edge_api.settings import EdgeSettings
+
+logger = logging.getLogger(__name__)
 
 #: how long calls that do not wait may take to end once the server stops
 GRACE_S: Final = 10
@@ -48,7 +52,7 @@ class EdgeLogger(Logger):
 
 
 class EdgeServer(BaseApplication):
-    """One process that listens, and one that serves and is replaced when it dies."""
+    """One process that listens, and those that serve; each is replaced when it dies."""
 
     def __init__(
         self,
@@ -58,11 +62,14 @@ class EdgeServer(BaseApplication):
         port: int,
         listening: Callable[[str], None],
         metrics: tuple[str, int] | None = None,
+        processes: int = 1,
     ) -> None:
         """Serve on ``host`` and ``port`` (0: a free one); ``listening`` is told the URL once.
 
-        ``metrics`` is where figures are served to whoever asks.
+        ``metrics`` is where figures are served to whoever asks; they are those of all
+        ``processes``.
         """
+        self._processes = processes
         self._settings = settings
         self._bind = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         self._listening = listening
@@ -75,7 +82,7 @@ class EdgeServer(BaseApplication):
         options = {
             "bind": self._bind,
             "worker_class": EdgeWorker,
-            "workers": 1,
+            "workers": self._processes,
             "threads": threads,
             "worker_connections": _connections_max(threads),
             "backlog": 2048,
@@ -92,6 +99,8 @@ class EdgeServer(BaseApplication):
             "logger_class": EdgeLogger,
             "post_worker_init": self._started,
             "worker_exit": self._ended,
+            "child_exit": lambda _arbiter, worker: figures.ended(worker.pid),
+            "on_exit": lambda _arbiter: forget_figures(),
         }
         for name, value in options.items():
             self.cfg.set(name, value)
@@ -102,10 +111,19 @@ class EdgeServer(BaseApplication):
 
     def _started(self, worker: EdgeWorker) -> None:
         if self._metrics is not None:
-            figures.serve(*self._metrics)
+            self._serve_figures(*self._metrics)
         if worker.age == 1:  # the first one, and not its replacement
             host, port = worker.sockets[0].getsockname()[:2]
             self._listening(f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
+
+    def _serve_figures(self, host: str, port: int) -> None:
+        try:
+            figures.serve(host, port)
+        except ConfigurationError as error:
+            if self._processes == 1:
+                raise
+            # one of them tells the figures of all
+            logger.info("%s", error, extra={"action": "start"})
 
     @staticmethod
     def _ended(_arbiter: Any, worker: EdgeWorker) -> None:

@@ -33,6 +33,7 @@ ITEMS: Final = {
 @click.option("--rounds", default=20, show_default=True, help="Rounds of waits and of empties.")
 @click.option("--depths", default="0,10000,100000", show_default=True, help="Queued jobs.")
 @click.option("--waiters", default="1,200,1000", show_default=True, help="Waiting claims.")
+@click.option("--processes", default=1, show_default=True, help="Processes of the edge.")
 @click.option("--json", "as_json", is_flag=True, help="The figures as one line of JSON.")
 def main(
     items: tuple[str, ...],
@@ -59,16 +60,26 @@ def main(
 
 
 def _measure(
-    item: str, database: str, *, jobs: int, singles: int, rounds: int, depths: str, waiters: str
+    item: str,
+    database: str,
+    *,
+    jobs: int,
+    singles: int,
+    rounds: int,
+    depths: str,
+    waiters: str,
+    processes: int,
 ) -> Any:
     if item == "beside":
         return beside.measure(database, jobs=jobs, singles=singles)
     if item == "depth":
         asked = [int(one) for one in depths.split(",")]
-        return claims.depth(lambda: rig(database), depths=asked, claims=singles)
+        return claims.depth(
+            lambda: rig(database, processes=processes), depths=asked, claims=singles
+        )
     if item == "lanes":
-        return claims.lanes(lambda: rig(database), claims=singles)
-    with rig(database) as made:
+        return claims.lanes(lambda: rig(database, processes=processes), claims=singles)
+    with rig(database, processes=processes) as made:
         if item == "cycles":
             return cycles.measure(made, jobs=jobs)
         if item == "empties":

@@ -152,7 +152,7 @@ class HttpClient:
 
 
 @contextmanager
-def rig(database: str) -> Iterator[Rig]:
+def rig(database: str, *, processes: int = 1) -> Iterator[Rig]:
     """Start stores and a real ``drawbridge edge``; ``database`` is sqlite, postgres or a URL.
 
     Durability is what a user gets: fsync of PostgreSQL on, SQLite in FULL, AOF every second.
@@ -174,7 +174,15 @@ def rig(database: str) -> Iterator[Rig]:
             "DRAWBRIDGE_DATABASE_URL": url, "DRAWBRIDGE_RESERVATIONS_URL": valkey.url,
             "DRAWBRIDGE_DATA_DIR": str(folder), "DRAWBRIDGE_ARTIFACTS_DIR": str(folder / "files"),
         }  # fmt: skip
-        argv = [command("drawbridge"), "edge", "--port", "0", "--json"]
+        argv = [
+            command("drawbridge"),
+            "edge",
+            "--port",
+            "0",
+            "--json",
+            "--processes",
+            str(processes),
+        ]
         edge = Process(argv, log=folder / "edge.log", env=os.environ | env, stdout_apart=True)
         held.callback(edge.close)
         said = edge.until(lambda: "\n" in edge.stdout() and edge.stdout(), 60, what="it listens")
