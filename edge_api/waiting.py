@@ -3,7 +3,7 @@
 One thread a process listens for wake-ups, one event a waiter. A wake-up for n jobs wakes the n
 oldest waiters that may run them and are not awake yet: waking all cost 128 claims a job at 200
 waiters, against 3. Whoever leaves without having used a wake-up hands it on, so that none is lost
-between two waiters; what Redis drops, everybody's own look every few seconds finds.
+between two waiters; what Redis drops, a look every few seconds finds, of one for all its equals.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import Final, Protocol, TypeVar
 
-from cachetools import TTLCache
+from cachetools import LRUCache, TTLCache
 
 from broker.errors import DrawbridgeError, GenerationMoved, Unavailable
 from broker.policy import Eligibility, Lane, Policy
@@ -34,6 +34,8 @@ LOOK_EVERY_S: Final = 5.0
 #: core busy with finding nothing
 LOOKS_PER_S: Final = 50
 JITTER: Final = (0.8, 1.2)
+#: share of that time for which one waiter's look in vain serves all who see the same
+SHARED: Final = 0.5
 #: how often a reader of a job's log looks for more
 POLL_EVERY_S: Final = 0.5
 #: how long the listener leaves Redis alone after a failure
@@ -95,6 +97,7 @@ class Waiting:
         learn: Callable[[str], object] = lambda _worker: None,
         drains: Callable[[str], bool] = lambda _worker: False,
         look_every_s: float = LOOK_EVERY_S,
+        timer: Callable[[], float] = time.monotonic,
     ) -> None:
         """Wait for ``queue``; ``wakes`` yields (queue, lane key, n), and None now and then.
 
@@ -116,6 +119,9 @@ class Waiting:
         self._pollers = 0
         #: (worker, instance) of daemons that said goodbye: what they asked before may come late
         self._gone: TTLCache[tuple[str, str], bool] = TTLCache(10_000, ttl=GONE_S)
+        self._timer = timer
+        #: when somebody who sees as much last looked in vain
+        self._vain: LRUCache[Eligibility, float] = LRUCache(10_000)
         self._stopped = threading.Event()
         self._tries = threading.BoundedSemaphore(TRIES)
         self.orders = OrderWaits(self._place, stopped=self._stopped, seen=seen)
@@ -207,6 +213,24 @@ class Waiting:
         with self._tries:
             return self._queue.claim(request)
 
+    def _look(self, waiter: _Waiter, *, woken: bool) -> list[Job]:
+        """Try, unless it was not woken and somebody who sees the same has just looked in vain.
+
+        A thousand who look by themselves would keep the processor from the one who was woken.
+        """
+        now = self._timer()
+        with self._lock:
+            looked = self._vain.get(waiter.eligible)
+        if not woken and looked is not None and now - looked < SHARED * self._look_every_s:
+            return []
+        jobs = self._try(waiter.request)
+        # one without a free place, or one that drains, has not looked for others
+        alone = waiter.request.policy.max_concurrency is not None
+        if not (jobs or alone or self._drains(waiter.request.worker_id)):
+            with self._lock:
+                self._vain[waiter.eligible] = now
+        return jobs
+
     def poll(self, look: Callable[[], list[T]], *, wait_s: float) -> list[T]:
         """Look, and while there is nothing look again for up to ``wait_s``.
 
@@ -261,7 +285,7 @@ class Waiting:
         left: Callable[[], bool],
         policy: Callable[[], Policy] | None,
     ) -> list[Job]:
-        wake = None
+        wake, woken = None, True
         # The first look closes the gap between the try before and the place in the line.
         # Stop sets the flag first and looks who waits after: whoever it misses sees the flag.
         while not (self._stopped.is_set() or waiter.ended):
@@ -274,10 +298,9 @@ class Waiting:
                 except DrawbridgeError:
                     waiter.wake = wake
                     raise
-            self._seen(waiter.request.worker_id)
             every = max(self._look_every_s, len(self._waiters) / LOOKS_PER_S)
             try:
-                if jobs := self._try(waiter.request):
+                if jobs := self._look(waiter, woken=woken or time.monotonic() >= until):
                     return jobs
             except GenerationMoved:
                 every = RELISTEN_S  # rebuilt by whoever came first; a waiter can wait for that
@@ -286,9 +309,11 @@ class Waiting:
             rest = until - time.monotonic()
             if rest <= 0:
                 break
+            self._seen(waiter.request.worker_id)
             waiter.event.wait(min(rest, every * random.uniform(*JITTER)))  # noqa: S311
             with self._lock:
                 wake, waiter.wake = waiter.wake, None
+                woken = wake is not None
                 waiter.event.clear()
         return []
 

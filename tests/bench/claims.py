@@ -44,19 +44,23 @@ def lanes(make: Callable[[], Any], *, claims: int) -> list[dict[str, Any]]:
     rows = []
     for count in LANES:
         with make() as made:
-            made.fill(max(2 * claims, 2 * count), lanes=count)
-            client = made.client("lanes")
-            client.claim()
-            made.begin()
-            taken = _time(client, claims, {})
-            spent = made.spent_ms(claims)
-            rows.append(
-                {"lanes": count}
-                | cuts_ms(taken)
-                | {"edge CPU ms": spent["edge"], "Redis CPU ms": spent["reservations"]}
-            )
-            client.close()
-    return _ratios(rows)
+            made.fill(max(4 * claims, 4 * count), lanes=count, repository="bench/r")
+            last = {"repositories": (f"github.com/bench/r{count - 1}",)}
+            for name, policy in (("any", {}), ("only the last", last)):
+                if policy:
+                    made.fill(2 * claims, repository=f"bench/r{count - 1}")
+                client = made.client(f"lanes-{name.split()[0]}", **policy)
+                client.claim()
+                made.begin()
+                taken = _time(client, claims, {})
+                spent = made.spent_ms(claims)
+                rows.append(
+                    {"lanes": count, "policy": name}
+                    | cuts_ms(taken)
+                    | {"edge CPU ms": spent["edge"], "Redis CPU ms": spent["reservations"]}
+                )
+                client.close()
+    return _ratios(rows, "policy")
 
 
 def empties(made: Rig, *, rounds: int) -> list[dict[str, Any]]:

@@ -57,14 +57,17 @@ class Rig:
         )
         return HttpClient(self.url, made[1], worker_id)
 
-    def fill(self, count: int, *, type_: str = TYPE, lanes: int = 1) -> None:
-        """Queue some jobs as the bridge does, spread over lanes."""
+    def fill(
+        self, count: int, *, type_: str = TYPE, repository: str | None = None, lanes: int = 0
+    ) -> None:
+        """Queue some jobs as the bridge does, of one repository or spread over so many."""
+        named = [f"{repository}{at}" for at in range(lanes)] or [repository]
         for begin in range(0, count, PAGE):
             self.queue.ingest(
                 [
                     NewJob(
                         task_id=str(uuid.uuid4()), queue=QUEUE, type=type_,
-                        payload={} if lanes == 1 else {"repository": f"bench/r{at % lanes}"},
+                        payload={"repository": named[at % len(named)]} if repository else {},
                     )
                     for at in range(begin, min(count, begin + PAGE))
                 ]

@@ -45,12 +45,14 @@ def _run(made: Rig, waiters: int, rounds: int) -> dict[str, Any]:
             time.sleep(0.5)
     settled = _parked(made, waiters)
     until(settled, 120, what=f"{waiters} claims wait")
-    taken = []
+    taken, woken = [], []
     for number in range(rounds):
         sent = time.perf_counter()
         made.fill(1)
+        told = time.perf_counter()
         until(lambda number=number: len(got) > number, 60, what="a waiter got the job")
         taken.append(got[number] - sent)
+        woken.append(max(0.0, got[number] - told))
         until(settled, 60, what="the waiter waits again")
     stopping.set()
     made.fill(waiters)
@@ -58,7 +60,9 @@ def _run(made: Rig, waiters: int, rounds: int) -> dict[str, Any]:
         thread.join(120)
     for client in crowd:
         client.close()
-    return cuts_ms(taken)
+    return cuts_ms(taken) | {
+        f"{name} once ingested": value for name, value in cuts_ms(woken).items()
+    }
 
 
 def _parked(made: Rig, waiters: int) -> Any:

@@ -2,6 +2,7 @@
 
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -48,7 +49,13 @@ class Jobs:
 class Bench:
     """Waiters on threads, and a hand on the wake-ups."""
 
-    def __init__(self, *, capacity: int = 100, look_every_s: float = 30.0) -> None:
+    def __init__(
+        self,
+        *,
+        capacity: int = 100,
+        look_every_s: float = 30.0,
+        timer: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.jobs = Jobs()
         self.messages: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self.listened = 0
@@ -61,6 +68,7 @@ class Bench:
             seen=self.seen.append,
             capacity=capacity,
             look_every_s=look_every_s,
+            timer=timer,
         )
 
     def wakes(self) -> Iterator[tuple[str, str, int] | None]:
@@ -235,6 +243,27 @@ def test_everybody_looks_by_itself_now_and_then(make: Callable[..., Bench]) -> N
     bench.jobs.left = 1  # and no wake-up: Redis dropped it
     assert waiter.result(5) == ["job for a"]
     assert bench.seen.count("a") >= 1
+
+
+def test_one_looks_for_all_who_see_the_same(make: Callable[..., Bench]) -> None:
+    now = 0.0
+    bench = make(look_every_s=0.02, timer=lambda: now)
+    names = ["a", "b", "c"]
+    for name in names:
+        bench.start(name)
+    until(lambda: all(bench.seen.count(name) > 5 for name in names))
+    assert [bench.asked(name) for name in names] == [2, 2, 2]
+    now = 1.0
+    until(lambda: sum(bench.asked(name) for name in names) > 6)
+
+
+def test_who_may_hold_so_many_looks_for_nobody_else(make: Callable[..., Bench]) -> None:
+    bench = make(look_every_s=0.02, timer=lambda: 0.0)
+    bench.start("full", max_concurrency=1)
+    waiter = bench.start("other", max_concurrency=2)
+    until(lambda: bench.asked("full") > 5 and bench.asked("other") > 5)
+    bench.jobs.left = 2
+    assert waiter.result(5) == ["job for other"]
 
 
 def test_a_wait_ends_in_time_with_a_last_look(bench: Bench) -> None:
