@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from http import HTTPStatus
 from typing import Any, Final
 
 from flask import Response, request
 from flask.views import MethodView
-from werkzeug.exceptions import RequestedRangeNotSatisfiable
+from werkzeug.exceptions import PreconditionFailed, RequestedRangeNotSatisfiable
 from werkzeug.wsgi import wrap_file
 
 from broker.errors import (
@@ -185,4 +186,8 @@ class Download(MethodView):
         except RequestedRangeNotSatisfiable:
             file.close()
             raise
+        if response.status_code == HTTPStatus.PRECONDITION_FAILED:
+            # as it stands the file would come along with the refusal
+            file.close()
+            raise PreconditionFailed
         return response

@@ -194,3 +194,19 @@ def test_a_disk_that_fills_up_meanwhile(
     assert not list(folder.glob("tmp/*"))
     assert edge.state() == before
     assert upload(worker, job, b"x").status_code == 201
+
+
+def test_who_asks_for_another_version_gets_none(
+    edge: Edge, user: Caller, worker: Caller, job: str
+) -> None:
+    made = upload(worker, job, b"these bytes").json
+    path = f"/jobs/{job}/artifacts/{made['id']}/download"
+    with unchanged(edge):
+        refused = user.get(path, headers={"If-Match": '"another"'})
+        assert refusal(refused) == (412, "precondition_failed")
+        assert b"bytes" not in refused.data
+        etag = made["digest"].removeprefix("sha256:")
+        for header, status in (("If-Match", 200), ("If-None-Match", 304)):
+            with user.get(path, headers={header: f'"{etag}"'}) as answer:
+                assert answer.status_code == status
+                assert answer.data == (b"these bytes" if status == 200 else b"")
