@@ -45,7 +45,7 @@ NAMES: Final = MappingProxyType(
         "DRAWBRIDGE_BROKER_URL": "the Celery broker; the bridge's and beat's alone",
         "DRAWBRIDGE_RESULT_BACKEND": "Celery's result backend; the bridge's alone",
         "DRAWBRIDGE_QUEUES": "bridged queues, separated by commas",
-        "DRAWBRIDGE_NODE_SUFFIX": "what follows the @ in a remote worker's node name",
+        "DRAWBRIDGE_NODE_SUFFIX": "what follows the @ in a remote worker's node name; %w is its id",
         "DRAWBRIDGE_READ_AHEAD": "queued jobs per queue above which ingest waits",
         "DRAWBRIDGE_OUTBOX_WARN_SECONDS": "how long Celery may be untold before the bridge warns",
         "DRAWBRIDGE_DECLARE_QUEUES": "whether the bridge declares its queues (true or false)",

@@ -113,8 +113,8 @@ class Fleet:
         self.owned = False
 
     def name(self, worker_id: str) -> str:
-        """Return the node name of a worker."""
-        return f"{worker_id}@{self._suffix}"
+        """Return the node name of a worker; ``%w`` in the suffix stands for its id."""
+        return f"{worker_id}@{self._suffix.replace('%w', worker_id)}"
 
     def step(self) -> None:
         """Take or keep the fleet, and say who came, who is there and who left.

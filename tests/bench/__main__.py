@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import click
 
-from tests.bench import beside, claims, cycles, waits
+from tests.bench import beside, claims, cycles, nodes, waits
 from tests.bench.measures import table
 from tests.bench.rig import rig
 
@@ -20,6 +20,7 @@ ITEMS: Final = {
     "depth": "claims beside 0, 10,000, 100,000 queued jobs; --depths for others",
     "lanes": "claims over 1, 100 and 1,000 lanes",
     "empties": "16 claims at once for 16 jobs: how many come back empty",
+    "nodes": "what 100 and 1,000 remote workers cost as Celery nodes; --nodes for others",
     "waits": "from a job's ingest to one of 1, 200, 1,000 waiting claims; --waiters for others",
 }
 
@@ -34,6 +35,7 @@ ITEMS: Final = {
 @click.option("--depths", default="0,10000,100000", show_default=True, help="Queued jobs.")
 @click.option("--waiters", default="1,200,1000", show_default=True, help="Waiting claims.")
 @click.option("--processes", default=1, show_default=True, help="Processes of the edge.")
+@click.option("--nodes", "fleets", default="100,1000", show_default=True, help="Remote workers.")
 @click.option("--json", "as_json", is_flag=True, help="The figures as one line of JSON.")
 def main(
     items: tuple[str, ...],
@@ -69,7 +71,10 @@ def _measure(
     depths: str,
     waiters: str,
     processes: int,
+    fleets: str,
 ) -> Any:
+    if item == "nodes":
+        return nodes.measure([int(one) for one in fleets.split(",")])
     if item == "beside":
         return beside.measure(database, jobs=jobs, singles=singles)
     if item == "depth":
@@ -80,10 +85,13 @@ def _measure(
     if item == "lanes":
         return claims.lanes(lambda: rig(database, processes=processes), claims=singles)
     with rig(database, processes=processes) as made:
-        if item == "cycles":
-            return cycles.measure(made, jobs=jobs)
-        if item == "empties":
-            return claims.empties(made, rounds=rounds)
+        if item in {"cycles", "empties"}:
+            by_cycles = item == "cycles"
+            return (
+                cycles.measure(made, jobs=jobs)
+                if by_cycles
+                else claims.empties(made, rounds=rounds)
+            )
         crowds = [int(one) for one in waiters.split(",")]
         return waits.measure(made, crowds=crowds, rounds=rounds)
 

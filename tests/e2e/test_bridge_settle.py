@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -12,6 +13,7 @@ from celery.events.state import State
 from celery.exceptions import SoftTimeLimitExceeded, TaskRevokedError, WorkerLostError
 
 from broker.bridge.settle import sent_id
+from broker.ledger.fleet import known
 from broker.records import Job, Redrive
 from tests.e2e.bridges import QUEUE, World, holder, world_of
 from tests.processes import Process
@@ -361,6 +363,111 @@ def test_events_show_the_worker_and_its_task(bridged: World, state: State):
     assert task.name == "codex_exec"
     assert task.received <= task.started <= task.succeeded
     assert task.result == "'x'"
+
+
+@pytest.fixture
+def heard(bridged: World) -> Iterator[list[dict[str, Any]]]:
+    """Give the events as they come, while somebody listens."""
+    found: list[dict[str, Any]] = []
+    ended, listening = threading.Event(), threading.Event()
+
+    def listen() -> None:
+        with bridged.app.connection() as connection:
+            receiver = bridged.app.events.Receiver(connection, handlers={"*": found.append})
+            with receiver.consumer_context() as (wire, _, _):
+                listening.set()
+                while not ended.is_set():
+                    with suppress(TimeoutError):
+                        wire.drain_events(timeout=0.2)
+
+    thread = threading.Thread(target=listen, daemon=True)
+    thread.start()
+    assert listening.wait(GET_S)
+    yield found
+    ended.set()
+    thread.join(20)
+
+
+def test_each_transition_is_one_event_in_order_in_the_name_of_who_made_it(
+    bridged: World, heard: list[dict[str, Any]]
+):
+    def story(sent: Any) -> list[str]:
+        return [
+            f"{event['hostname'].partition('@')[0]} {event['type'].removeprefix('task-')}"
+            for event in heard
+            if event.get("uuid") == sent.id
+        ]
+
+    def last(sent: Any) -> dict[str, Any]:
+        return next(event for event in reversed(heard) if event.get("uuid") == sent.id)
+
+    def waits(sent: Any) -> Job:
+        return until(lambda: bridged.catalog.find(sent.id), GET_S, "the job")
+
+    done = bridged.send()
+    bridged.complete(claim(bridged, done.id), "x")
+    failed = bridged.send()
+    bridged.fail(claim(bridged, failed.id), "no", error_type="ValueError", traceback="Trace: here")
+    again = bridged.send()
+    bridged.fail(claim(bridged, again.id), "again", retryable=True, retry_after_s=0.0)
+    bridged.complete(claim(bridged, again.id), "y")
+    held = bridged.send(countdown=3600)
+    bridged.queue.cancel(waits(held).id)
+    stopped = bridged.send()
+    job = claim(bridged, stopped.id)
+    bridged.queue.cancel(job.id)
+    bridged.queue.cancel_ack(job.id, holder(job))
+    expired = bridged.send(countdown=3600, expires=1)
+    lost = bridged.send(headers={"drawbridge": {"maxAttempts": 1}})
+    assert bridged.claim(lease_seconds=1).task_id == lost.id
+    rejected = bridged.send(headers={"drawbridge": {"maxAttempts": "many"}})
+    for sent in (done, failed, again, held, stopped, expired, lost, rejected):
+        until(sent.ready, GET_S, "the end is told")
+    # what would be told twice would be told before this
+    after = bridged.send()
+    bridged.complete(claim(bridged, after.id), "z")
+    until(lambda: "worker-1 succeeded" in story(after), GET_S, "the last event")
+
+    mine, ran = ["bridge received"], ["bridge received", "worker-1 started"]
+    assert story(done) == [*ran, "worker-1 succeeded"]
+    assert last(done)["runtime"] >= 0
+    assert last(done)["result"] == "'x'"
+    assert story(failed) == [*ran, "worker-1 failed"]
+    assert (last(failed)["exception"], last(failed)["traceback"]) == (
+        "ValueError('no')", "Trace: here",
+    )  # fmt: skip
+    assert story(again) == [*ran, "worker-1 retried", "worker-1 started", "worker-1 succeeded"]
+    assert story(held) == [*mine, "bridge revoked"]
+    assert story(stopped) == [*ran, "worker-1 revoked"]
+    assert [last(one)["terminated"] for one in (held, stopped, expired)] == [False, True, False]
+    assert story(expired) == [*mine, "bridge revoked"]
+    assert last(expired)["expired"]
+    # its node may be gone, and an event in its name would bring it back
+    assert story(lost) == [*ran, "bridge failed"]
+    assert story(rejected) == ["bridge rejected", "bridge failed"]
+    clocks = [event["clock"] for event in heard if event.get("uuid") == again.id]
+    assert clocks == sorted(clocks)
+
+
+def test_a_heartbeat_says_what_the_node_does_and_how_busy_its_machine_is(
+    bridged: World, heard: list[dict[str, Any]]
+):
+    sent = bridged.send()
+    job = claim(bridged, sent.id)
+
+    def beat() -> dict[str, Any] | None:
+        bridged.queue.seen("worker-1", "0.50,1,12.25")
+        bridged.app.control.broadcast("heartbeat")  # so that nobody waits for the next by itself
+        found = [event for event in heard if event["hostname"] == "worker-1@edge"]
+        beats = [event for event in found if event["type"] == "worker-heartbeat"]
+        return next((event for event in beats if event["loadavg"] == [0.5, 1.0, 12.25]), None)
+
+    said = until(beat, GET_S, "the heartbeat")
+    assert said["active"] == 1
+    with bridged.ledger.read() as conn:
+        assert said["processed"] == known(conn)["worker-1"].grants - 1
+    assert said["freq"] == 10.0
+    bridged.complete(job, None)
 
 
 def test_the_celery_command_lists_and_asks_the_nodes(bridged: World):
