@@ -162,16 +162,29 @@ class Client:
         asked = {"after": after, "waitSeconds": wait_s, "limit": limit}
         return list(self._json("GET", f"/jobs/{_part(job_id)}/events", params=asked)["items"])
 
-    def follow(self, job_id: str, *, after: int = 0, unknown_s: float = 0.0) -> Iterator[Event]:
+    def follow(
+        self,
+        job_id: str,
+        *,
+        after: int = 0,
+        unknown_s: float = 0.0,
+        wait_s: int = _WAIT_S,
+        seen: Callable[[Job], object] = lambda _job: None,
+    ) -> Iterator[Event]:
         """Yield a job's log as it grows, to its last entry.
+
+        The job is looked at after each entry and every ``wait_s`` (0-50) seconds; ``seen`` is given
+        it, with how far its worker says it is.
 
         A task just sent is no job until the bridge has brought it: ``unknown_s`` is how many
         seconds to look for it before ``EdgeRefused`` with ``job_not_found``.
         """
         while True:
             # the status first: what was logged before the end is then surely read
-            over = self._known(job_id, unknown_s)["status"] in ENDED
-            found = self.events(job_id, after=after, wait_s=0 if over else _WAIT_S)
+            job = self._known(job_id, unknown_s)
+            seen(job)
+            over = job["status"] in ENDED
+            found = self.events(job_id, after=after, wait_s=0 if over else wait_s)
             yield from found
             if found:
                 after = found[-1]["seq"]

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import json
 import sys
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Final
 
 import click
 from rich.console import Console
+from rich.text import Text
 
 from broker.client import ENDED, Client, Event
 from broker.commands.asking import edge_client, edge_options
-from broker.commands.jobs_shown import detail, event_line, listing, screen, summary
+from broker.commands.jobs_shown import detail, event_line, listing, screen, standing, summary
 from broker.states import Status
 
 #: exit code of `watch` and `submit --watch` for a job that ended otherwise than well
 NOT_SUCCEEDED: Final = 3
+#: exit code of Ctrl-C while a job is watched, as shells have it
+INTERRUPTED: Final = 130
+#: how often a watched job is looked at on a terminal
+_LOOK_S: Final = 3
 #: how long a task just sent may stay unknown to the edge
 _UNKNOWN_S: Final = 30.0
 
@@ -29,7 +33,8 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="Say it for a scrip
 def jobs() -> None:
     """Submit, look at, follow and cancel jobs through an edge.
 
-    Exit codes: 0 done, 1 refused, 2 usage, 3 a watched job did not succeed.
+    Exit codes: 0 done, 1 refused, 2 usage, 3 a watched job did not succeed, 130 Ctrl-C while
+    watching, which leaves the job alone.
     """
 
 
@@ -191,15 +196,34 @@ def _so_far(client: Client, job_id: str) -> list[Event]:
 
 
 def _watch(client: Client, job_id: str, *, as_json: bool) -> None:
-    console = Console(stderr=True)
-    waits = f"waiting for what job {job_id} does; Ctrl-C leaves it alone"
-    with console.status(waits) if console.is_terminal and not as_json else nullcontext():
-        for event in client.follow(job_id, unknown_s=_UNKNOWN_S):
-            click.echo(json.dumps(event) if as_json else event_line(event))
+    try:
+        _follow(client, job_id, as_json=as_json)
+    except KeyboardInterrupt:
+        again = f"drawbridge jobs watch {job_id}"
+        click.echo(f"\nThe job is left alone; to go on: {again}", err=True)
+        raise click.exceptions.Exit(INTERRUPTED) from None
     job = client.job(job_id)
     click.echo(json.dumps(job) if as_json else summary(job))
     if job["status"] in ENDED - {"succeeded"}:
         raise click.exceptions.Exit(NOT_SUCCEEDED)
+
+
+def _follow(client: Client, job_id: str, *, as_json: bool) -> None:
+    """Print what is logged; on a terminal, below it, how far the job is."""
+    console = Console(stderr=True)
+    if as_json or not console.is_terminal:
+        for event in client.follow(job_id, unknown_s=_UNKNOWN_S):
+            click.echo(json.dumps(event) if as_json else event_line(event))
+        return
+    with console.status(Text(f"looking for job {job_id}")) as status:
+        followed = client.follow(
+            job_id, unknown_s=_UNKNOWN_S, wait_s=_LOOK_S,
+            seen=lambda job: status.update(Text(standing(job))),
+        )  # fmt: skip
+        for event in followed:
+            status.stop()  # or the line would go on where it stands
+            click.echo(event_line(event))
+            status.start()
 
 
 def _payload(text: str) -> dict[str, Any]:

@@ -80,10 +80,25 @@ def summary(job: Job) -> str:
     return "  ".join(part for part in parts if part)
 
 
+def standing(job: Job) -> str:
+    """Say in a few words what a job does now, for whoever watches it."""
+    if job["status"] != "running":
+        return f"{job['status']}; Ctrl-C leaves it alone"
+    return f"running on {plain(job['claimedBy'])}{_progress(job)}; Ctrl-C leaves it alone"
+
+
 def event_line(event: Event) -> str:
     """Say in one line what was logged."""
     level = "" if event["level"] == "info" else f"{event['level'].upper()}  "
     return f"{_second(event['createdAt'])}  {level}{plain(event['message'])}"
+
+
+def _progress(job: Job) -> str:
+    said = job["progress"] or {}
+    percent = said.get("percent")
+    words = ["" if percent is None else f"{percent:g} %", plain(said.get("message"))]
+    told = " ".join(word for word in words if word)
+    return f": {told}" if told else ""
 
 
 def _facts(job: Job) -> dict[str, object]:
@@ -95,6 +110,7 @@ def _facts(job: Job) -> dict[str, object]:
         "priority": job["priority"],
         "attempt": f"{job['attempt']} of {job['maxAttempts']}",
         "worker": job["claimedBy"],
+        "progress": _progress(job).removeprefix(": "),
         "lease until": job["leaseExpiresAt"],
         "next attempt": job["nextAttemptAt"],
         "created": job["createdAt"],

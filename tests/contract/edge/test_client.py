@@ -15,6 +15,7 @@ from werkzeug.serving import make_server
 
 from broker import cli
 from broker.client import Client, EdgeAway, EdgeRefused, Publish, codex_exec, shapes
+from broker.commands.jobs_shown import standing
 from broker.payload import Message, read
 from broker.records import NewJob
 from remote_worker.handlers.codex_payload import parse_task
@@ -304,6 +305,36 @@ def test_jobs_from_the_command_line(run: Run, worker: Caller, tmp_path: Path):
     # nothing is left to cancel or to bring back
     assert run("cancel", job_id).exit_code == 1
     assert run("redrive", job_id).output == f"{job_id}  not_dead\n"
+
+
+def test_on_a_terminal_it_is_said_how_far_a_watched_job_is(run: Run, user: Caller, worker: Caller):
+    job_id = run("submit", "codex_exec").stdout.strip()
+    job = worker.job()
+    mine = {"leaseId": job["leaseId"], "leaseSeconds": 60}
+    said = {"percent": 40.5, "message": "clo\x1bning"}
+    worker.say(job_id, "heartbeat", **mine, progress=said)
+    assert "40.5 % clo\\x1bning" in run("show", job_id).stdout
+    running = standing(json.loads(run("show", job_id, "--json").stdout))
+    assert running.endswith(": 40.5 % clo\\x1bning; Ctrl-C leaves it alone")
+    worker.say(job_id, "complete", leaseId=job["leaseId"], resultSummary="four")
+    watched = run("watch", job_id, env={"FORCE_COLOR": "1"})
+    assert watched.exit_code == 0
+    assert "succeeded; Ctrl-C leaves it alone" in watched.stderr
+    assert watched.stdout.splitlines()[-1] == f"{job_id}  succeeded  four"
+
+
+def test_ctrl_c_leaves_a_watched_job_alone(
+    run: Run, worker: Caller, monkeypatch: pytest.MonkeyPatch
+):
+    def interrupt(*_: Any, **__: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Client, "events", interrupt)
+    job_id = run("submit", "codex_exec").stdout.strip()
+    watched = run("watch", job_id)
+    assert watched.exit_code == 130
+    assert f"drawbridge jobs watch {job_id}" in watched.stderr
+    assert json.loads(run("show", job_id, "--json").stdout)["status"] == "queued"
 
 
 def test_watching_a_job_that_fails_exits_3(run: Run, worker: Caller):
