@@ -130,6 +130,8 @@ class Daemon:
             if not left and not self.slots.running() and self._leftovers.tried:
                 if self._control is not None:
                     self._control.stop()
+                if self.slots.state is not State.STOPPING:
+                    self._leftovers.last_round()
                 log.info("ended", extra={"action": "ended", "jobs": self.slots.taken})
                 unsaid = self._exit == EXIT_OK and self._leftovers.unsaid
                 return EXIT_UNREPORTED if unsaid else self._exit

@@ -75,11 +75,19 @@ class Leftovers:
         while self._rest(_AGAIN_S):
             self._round()
 
-    def _round(self) -> None:
-        """Try each once more."""
+    def last_round(self) -> None:
+        """Try once more before the end; whoever is not there for the first is not for the next."""
+        self._round(patient=False)
+
+    def _round(self, *, patient: bool = True) -> None:
+        """Try each once more; the lease of one that was taken meanwhile tells us so."""
         with self._lock:
             kept = [*self._kept.items()]
         for key, (job, report) in kept:
-            if report is not None and self._send(job, report):
+            if report is None:
+                continue
+            if self._send(job, report):
                 with self._lock:
-                    del self._kept[key]
+                    self._kept.pop(key, None)
+            elif not patient:
+                return

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import click
 
-from tests.bench import beside, claims, cycles, nodes, waits
+from tests.bench import beside, claims, cycles, nodes, orders, waits
 from tests.bench.measures import table
 from tests.bench.rig import rig
 
@@ -22,6 +22,7 @@ ITEMS: Final = {
     "empties": "16 claims at once for 16 jobs: how many come back empty",
     "nodes": "what 100 and 1,000 remote workers cost as Celery nodes; --nodes for others",
     "waits": "from a job's ingest to one of 1, 200, 1,000 waiting claims; --waiters for others",
+    "orders": "from an operator's order to one of 200, 1,000 waiting workers; --waiters for others",
 }
 
 
@@ -93,7 +94,8 @@ def _measure(
                 else claims.empties(made, rounds=rounds)
             )
         crowds = [int(one) for one in waiters.split(",")]
-        return waits.measure(made, crowds=crowds, rounds=rounds)
+        measure = orders.measure if item == "orders" else waits.measure
+        return measure(made, crowds=crowds, rounds=rounds)
 
 
 def _machine() -> str:

@@ -43,7 +43,7 @@ def _run(made: Rig, waiters: int, rounds: int) -> dict[str, Any]:
         if at % CROWD == CROWD - 1:
             # all at once they would wait for one another's first claim
             time.sleep(0.5)
-    settled = _parked(made, waiters)
+    settled = parked(made, waiters)
     until(settled, 120, what=f"{waiters} claims wait")
     taken, woken = [], []
     for number in range(rounds):
@@ -65,7 +65,7 @@ def _run(made: Rig, waiters: int, rounds: int) -> dict[str, Any]:
     }
 
 
-def _parked(made: Rig, waiters: int) -> Any:
+def parked(made: Rig, waiters: int) -> Any:
     """Tell when all wait: the edge is quiet then, and only then."""
     state = {"used": -1.0}
 

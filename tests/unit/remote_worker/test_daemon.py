@@ -272,6 +272,16 @@ def test_what_could_not_be_said_in_its_time_is_said_later(
     assert daemon.endings == {"complete": 1}
 
 
+def test_before_the_end_it_is_said_once_more(
+    make: Make, edge: FakeEdge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("remote_worker.report.DELIVER_FOR_S", 0.0)
+    edge.instead("/complete", error_page(503))
+    held = edge.offer("echo")
+    assert make(max_jobs=1).run() == EXIT_OK
+    assert held.ended == "complete"
+
+
 def test_what_is_still_unsaid_at_the_end_is_an_exit_code(
     make: Make, edge: FakeEdge, monkeypatch: pytest.MonkeyPatch
 ) -> None:
