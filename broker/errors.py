@@ -127,6 +127,12 @@ class QuotaExceeded(ArtifactTooLarge):
     """The job or its worker has stored as much as it may."""
 
 
+class LogFull(DrawbridgeError):
+    """The job's log has as many entries as it may have, and gets no more of its worker."""
+
+    code = "too_large"
+
+
 class StorageFull(DrawbridgeError):
     """The artifact store has no room left."""
 

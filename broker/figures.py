@@ -39,6 +39,9 @@ INGESTED: Final = Counter(
 EFFECTS: Final = Counter(
     "drawbridge_effects", "Effects told to Celery, or given up.", ["kind", "outcome"]
 )
+LOG_CUT: Final = Counter(
+    "drawbridge_log_cut", "What workers wrote into logs beyond the limits.", ["what"]
+)
 
 
 class Pairs:
@@ -83,6 +86,11 @@ def told(kinds: Iterable[str]) -> None:
 def parked(kind: str) -> None:
     """Count an effect that was given up."""
     EFFECTS.labels(kind, "parked").inc()
+
+
+def log_cut(what: str, count: int = 1) -> None:
+    """Count what was cut off a log."""
+    LOG_CUT.labels(what).inc(count)
 
 
 def registry() -> CollectorRegistry:

@@ -22,12 +22,22 @@ from cachetools import LRUCache
 from broker.clock import Clock, from_ms
 from broker.completing import Completing, digest_of
 from broker.errors import (
+    LogFull,
     QuotaExceeded,
     ReservationsUnavailable,
 )
 from broker.indexing import Indexer
 from broker.job_text import load, with_flag
-from broker.ledger import artifacts, events, holders, moves, parts, transitions, uploads
+from broker.ledger import (
+    artifacts,
+    events,
+    holders,
+    log_caps,
+    moves,
+    parts,
+    transitions,
+    uploads,
+)
 from broker.ledger.engine import Ledger
 from broker.records import (
     Artifact,
@@ -163,10 +173,23 @@ class Holding(Completing):
         return job
 
     def append_events(self, job_id: str, holder: Holder, new: Sequence[NewEvent]) -> list[Event]:
-        """Append to a job's log; entries with a ``worker_seq`` sent before are answered alike."""
-        with self.ledger.write() as conn:
-            job, _ = holders.held(conn, job_id, holder)
-            made = events.append(conn, job, new, transitions.not_before(job, self.clock.now()))
+        """Append to a job's log; entries with a ``worker_seq`` sent before are answered alike.
+
+        Raises:
+            LogFull: none of these has room any more; the log says so itself.
+        """
+        most, small = self.settings.events_per_job, [log_caps.trimmed(one) for one in new]
+        try:
+            with self.ledger.write() as conn:
+                job, _ = holders.held(conn, job_id, holder)
+                now = transitions.not_before(job, self.clock.now())
+                made = events.append(conn, job, small, now, most=most)
+        except LogFull:
+            with self.ledger.write() as conn:
+                job, _ = holders.held(conn, job_id, holder)
+                now = transitions.not_before(job, self.clock.now())
+                log_caps.mark_full(conn, job, most=most, refused=len(new), now=now)
+            raise
         self.take_up(job, holder)
         return made
 

@@ -29,6 +29,7 @@ NAMES: Final = MappingProxyType(
         "DRAWBRIDGE_ARTIFACTS_PER_JOB": "files that one job may have",
         "DRAWBRIDGE_ARTIFACT_BYTES_PER_JOB": "what the files of one job may weigh together",
         "DRAWBRIDGE_ARTIFACT_BYTES_PER_WORKER": "what one worker may upload in a day",
+        "DRAWBRIDGE_EVENTS_PER_JOB": "entries that a job's log may have",
         "DRAWBRIDGE_CALLS_PER_SECOND": "calls of one sort that a worker may make at one edge",
         "DRAWBRIDGE_FAILURES_PER_MINUTE": "refused credentials of one address before it gets 429",
         "DRAWBRIDGE_RESULT_MAX_BYTES": "largest result kept with the job",
@@ -176,6 +177,8 @@ class QueueSettings:
     artifact_bytes_per_job: int = 1024 * MIB
     #: in a day
     artifact_bytes_per_worker: int = 20 * 1024 * MIB
+    #: beyond it only the queue itself writes
+    events_per_job: int = 10_000
     result_max_bytes: int = 256 * KIB
     payload_max_bytes: int = 256 * KIB
     keep_jobs: timedelta = timedelta(days=14)
@@ -197,6 +200,7 @@ class QueueSettings:
             artifact_bytes_per_worker=env.number(
                 "DRAWBRIDGE_ARTIFACT_BYTES_PER_WORKER", ours.artifact_bytes_per_worker
             ),
+            events_per_job=env.number("DRAWBRIDGE_EVENTS_PER_JOB", ours.events_per_job),
             result_max_bytes=env.number("DRAWBRIDGE_RESULT_MAX_BYTES", ours.result_max_bytes),
             payload_max_bytes=env.number("DRAWBRIDGE_PAYLOAD_MAX_BYTES", ours.payload_max_bytes),
             keep_jobs=env.days("DRAWBRIDGE_KEEP_JOBS_DAYS", ours.keep_jobs),

@@ -93,6 +93,7 @@ STATUS: Final[Mapping[type[DrawbridgeError], int]] = MappingProxyType(
         LengthRequired: 411,
         BodyTooLarge: 413,
         queue_errors.ArtifactTooLarge: 413,
+        queue_errors.LogFull: 413,
         UnsupportedMediaType: 415,
         queue_errors.InvalidPayload: 422,
         RateLimited: 429,

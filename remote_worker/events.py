@@ -20,6 +20,12 @@ _MAX_WAITING = 2000
 _MAX_MESSAGE = 8000
 
 
+def _cut(text: str) -> str:
+    """Return a message, or its beginning and how much is missing."""
+    over = len(text) - _MAX_MESSAGE
+    return text if over <= 0 else f"{text[:_MAX_MESSAGE]}… [cut: {over} characters left out]"
+
+
 class EventLog:
     """One job's events on their way to the edge."""
 
@@ -49,7 +55,7 @@ class EventLog:
         with self._lock:
             self._seq += 1
             self._waiting.append(
-                Event(seq=self._seq, level=level, message=text[:_MAX_MESSAGE], payload=clean)
+                Event(seq=self._seq, level=level, message=_cut(text), payload=clean)
             )
             if len(self._waiting) > _MAX_WAITING:
                 self._waiting.popleft()
@@ -59,7 +65,13 @@ class EventLog:
         """Send what is left: after the report the edge takes no more."""
         self._stop.set()
         self._thread.join()
-        if self.lost:
+        lost = self.lost
+        if lost and not self._lease.ended:
+            # whoever reads the log shall not take it for whole
+            self.append("warn", "Events were left out", {"count": lost})
+            self._send()
+            self.lost = lost
+        if lost:
             log.warning(
                 "%d events lost", self.lost, extra={"action": "events", "job_id": self._job.id}
             )

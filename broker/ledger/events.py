@@ -10,6 +10,7 @@ from uuid import uuid4
 
 import sqlalchemy as sa
 
+from broker.errors import LogFull
 from broker.ledger.jobs import jobs
 from broker.ledger.models import EventRow
 from broker.records import Event, Job, NewEvent
@@ -49,11 +50,21 @@ def insert(conn: sa.Connection, rows: Sequence[Mapping[str, Any]]) -> None:
         conn.execute(_INSERT, rows[0] if len(rows) == 1 else list(rows))
 
 
-def append(conn: sa.Connection, job: Job, new: Sequence[NewEvent], now: datetime) -> list[Event]:
+def append(
+    conn: sa.Connection,
+    job: Job,
+    new: Sequence[NewEvent],
+    now: datetime,
+    *,
+    most: int | None = None,
+) -> list[Event]:
     """Append a holder's entries to a job whose row the caller holds locked.
 
     Those whose ``worker_seq`` this lease has sent before add nothing; the answer names all of
     them, old and new, as they stand in the log. Whoever appends has taken its grant up.
+
+    Raises:
+        LogFull: the log would have more than ``most`` entries; the caller takes all of it back.
     """
     sent = [event.worker_seq for event in new if event.worker_seq is not None]
     known: dict[int | None, Event] = {}
@@ -74,6 +85,8 @@ def append(conn: sa.Connection, job: Job, new: Sequence[NewEvent], now: datetime
             .returning(jobs.c.event_seq)
         ).scalar_one()
     )
+    if most is not None and fresh and last > most:
+        raise LogFull
     rows = [
         row(
             job, last - len(fresh) + at, event.message, event.payload, now,

@@ -1,10 +1,12 @@
 """A job's log over HTTP."""
 
+import json
 from typing import Any
 
 import pytest
 
-from tests.contract.edge.conftest import Caller, Edge
+from broker.ledger import log_caps
+from tests.contract.edge.conftest import Caller, Edge, MakeEdge
 
 
 @pytest.fixture
@@ -87,3 +89,37 @@ def test_a_batch_has_a_limit(edge: Edge, worker: Caller, held: dict[str, Any]) -
     large = worker.say(held["id"], "events", message="x" * 1024 * 1024)
     assert (large.status_code, large.json["detail"]["code"]) == (413, "too_large")
     assert edge.state() == before
+
+
+def test_what_is_too_large_is_cut_and_marked(worker: Caller, held: dict[str, Any]) -> None:
+    long, large = "é" * (log_caps.MESSAGE_MAX + 7), {"text": "x" * log_caps.PAYLOAD_MAX}
+    made = worker.say(held["id"], "events", message=long, payload=large, workerSeq=1)
+    assert made.status_code == 201
+    assert made.json["message"] == "é" * log_caps.MESSAGE_MAX + "… [cut: 7 characters left out]"
+    assert made.json["payload"] == {"truncated": True, "sizeBytes": len(json.dumps(large))}
+    assert worker.say(held["id"], "events", message=long, workerSeq=1).json == made.json
+    whole = "y" * log_caps.MESSAGE_MAX
+    assert worker.say(held["id"], "events", message=whole).json["message"] == whole
+
+
+@pytest.mark.parametrize("url", ["sqlite_url", "postgres_ledger_url"])
+def test_a_log_that_is_full_says_so(
+    request: pytest.FixtureRequest, make_edge: MakeEdge, url: str
+) -> None:
+    edge = make_edge(request.getfixturevalue(url), queue={"events_per_job": 5})
+    user, worker = edge.user(), edge.worker()
+    user.post("/jobs", {"type": "t"})
+    job = worker.job()
+    first = [{"message": str(n), "workerSeq": n} for n in range(3)]
+    assert worker.say(job["id"], "events", events=first).status_code == 201
+    for _ in range(2):
+        refused = worker.say(job["id"], "events", events=[{"message": "one more", "workerSeq": 9}])
+        assert (refused.status_code, refused.json["detail"]["code"]) == (413, "too_large")
+    # a repeat of what is there needs no room
+    assert worker.say(job["id"], "events", events=first).status_code == 201
+    assert worker.say(job["id"], "complete").status_code == 200
+    log = user.get(f"/jobs/{job['id']}/events").json["items"]
+    assert [one["message"] for one in log] == [
+        "Job queued", "Job claimed", "0", "1", "2", "Log full", "Job completed",
+    ]  # fmt: skip
+    assert log[5]["payload"] == {"limit": 5}

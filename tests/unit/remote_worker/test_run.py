@@ -457,4 +457,18 @@ def test_events_wait_in_bounded_memory(world: World, edge: FakeEdge) -> None:
     run = world.run(held, shout)
     run.run()
     assert run._events.lost > 2000
-    assert held.messages[-3] == "4999"
+    assert held.messages[-4] == "4999"
+    left_out = held.events[max(held.events)]
+    assert left_out["message"] == "Events were left out"
+    assert left_out["payload"] == {"count": run._events.lost}
+
+
+def test_a_line_that_is_too_long_says_so(world: World, edge: FakeEdge) -> None:
+    held = edge.offer("echo")
+
+    def shout(context: Context) -> Outcome:
+        context.events.append("info", "x" * 8003)
+        return work(context)
+
+    assert world.run(held, shout).run()
+    assert held.messages[0] == "x" * 8000 + "… [cut: 3 characters left out]"
