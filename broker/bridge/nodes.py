@@ -20,7 +20,7 @@ from broker.bridge.announcer import Announcer
 from broker.clock import Clock, to_ms
 from broker.errors import ReservationsUnavailable, Unavailable
 from broker.ledger.engine import Ledger
-from broker.ledger.fleet import Known, known, running
+from broker.ledger.fleet import Known, known, known_of, running
 from broker.records import Job
 from broker.reservations.keys import LOADS, SEEN, owner
 from broker.reservations.store import Reservations
@@ -31,6 +31,10 @@ logger = logging.getLogger(__name__)
 OFFLINE_MS: Final = 60_000
 #: what Celery is told to expect; twice as long without one and the node is dead
 HEARTBEAT_S: Final = 10.0
+#: heartbeats of all nodes together, a second: of more nodes each beats more seldom, and says so
+BEATS_PER_S: Final = 100
+#: nodes spoken of in one step, which must end well before another bridge may take the fleet
+SPOKEN_MAX: Final = 100
 #: between a monitor's asking and the heartbeats: its subscription follows its question
 ASKED_S: Final = 0.5
 OWNER_MS: Final = 8_000
@@ -108,7 +112,8 @@ class Fleet:
         self._renew = self._client.register_script(_RENEW)
         self._resign = self._client.register_script(_RESIGN)
         self._online: dict[str, Node] = {}
-        self._beat_at = float("-inf")
+        #: when each is to be spoken of next, monotonic
+        self._due: dict[str, float] = {}
         #: whether this bridge speaks for the nodes
         self.owned = False
 
@@ -126,20 +131,18 @@ class Fleet:
         try:
             self.owned = bool(self._renew(keys=[OWNER], args=[self._token, OWNER_MS]))
             if not self.owned:
-                self._online = {}
+                self._online, self._due = {}, {}
                 return
             seen = self._seen()
         except redis.RedisError as error:
             self.owned = False
             raise ReservationsUnavailable from error
-        due = time.monotonic() - self._beat_at >= HEARTBEAT_S
-        if not due and set(seen) == set(self._online):
-            return
-        self._say(self._look(seen), everybody=due)
+        self._say(seen, time.monotonic())
 
     def beat(self) -> None:
         """Say of every node that it is there, in a moment: who asked may not listen quite yet."""
-        self._beat_at = min(self._beat_at, time.monotonic() - HEARTBEAT_S + ASKED_S)
+        soon = time.monotonic() + ASKED_S
+        self._due = {one: min(at, soon) for one, at in list(self._due.items())}
 
     def nodes(self) -> list[Node]:
         """Return the nodes as they are now, or as they were when the ledger is away.
@@ -148,7 +151,7 @@ class Fleet:
         """
         if not self.owned:
             return []
-        last = self._online
+        last = dict(self._online)
         try:
             return list(self._look(list(last)).values())
         except Unavailable:
@@ -156,7 +159,8 @@ class Fleet:
 
     def names(self) -> list[str]:
         """Return the names of the nodes without asking any store."""
-        return [node.name for node in self._online.values()] if self.owned else []
+        # another thread may be speaking of them
+        return [node.name for node in list(self._online.values())] if self.owned else []
 
     def leave(self) -> None:
         """Say that all nodes are offline and let another bridge speak for them."""
@@ -164,8 +168,8 @@ class Fleet:
             return
         now = self._clock.now().timestamp()
         for node in self._online.values():
-            self._announcer.worker("worker-offline", node.name, _fields(node), at=now)
-        self.owned, self._online = False, {}
+            self._announcer.worker("worker-offline", node.name, _fields(node, HEARTBEAT_S), at=now)
+        self.owned, self._online, self._due = False, {}, {}
         try:
             self._resign(keys=[OWNER], args=[self._token])
         except redis.RedisError as error:
@@ -187,8 +191,10 @@ class Fleet:
 
     def _look(self, worker_ids: Sequence[str]) -> dict[str, Node]:
         loads = self._loads(worker_ids)
+        few = len(worker_ids) <= SPOKEN_MAX * 2
         with self._ledger.read() as conn:
-            told, held = known(conn), running(conn, limit=ACTIVE_MAX)
+            told = known_of(conn, worker_ids, limit=0) if few else known(conn)
+            held = running(conn, limit=ACTIVE_MAX, workers=worker_ids if few else None)
         active: dict[str | None, list[Job]] = {}
         for job in held:
             active.setdefault(job.claimed_by, []).append(job)
@@ -197,21 +203,30 @@ class Fleet:
             for one in worker_ids
         }
 
-    def _say(self, nodes: dict[str, Node], *, everybody: bool) -> None:
-        now = self._clock.now().timestamp()
-        for worker_id, node in nodes.items():
-            if worker_id not in self._online:
-                self._announcer.worker("worker-online", node.name, _fields(node), at=now)
+    def _say(self, seen: Sequence[str], now: float) -> None:
+        """Say who came, who is due and who left; what is too much for one step waits for the next.
+
+        Order of a node: online, heartbeats, offline; an outage in between repeats none of them.
+        """
+        freq_s = max(HEARTBEAT_S, len(seen) / BEATS_PER_S)
+        there, at = set(seen), self._clock.now().timestamp()
+        new = [one for one in seen if one not in self._online]
+        when = {one: self._due.get(one, now) for one in self._online if one in there}
+        due = sorted((at_s, one) for one, at_s in when.items() if at_s <= now)
+        spoken = [*new, *(one for _, one in due)][:SPOKEN_MAX]
+        for worker_id, node in (self._look(spoken) if spoken else {}).items():
+            came = worker_id not in self._online
+            kind = "worker-online" if came else "worker-heartbeat"
+            self._announcer.worker(kind, node.name, _fields(node, freq_s), at=at)
+            self._online[worker_id], self._due[worker_id] = node, now + freq_s
+            if came:
                 logger.info("node %s is online", node.name, extra={"action": "node"})
-            elif everybody:
-                self._announcer.worker("worker-heartbeat", node.name, _fields(node), at=now)
-        for worker_id in set(self._online) - set(nodes):
+        for worker_id in [one for one in self._online if one not in there][:SPOKEN_MAX]:
             node = self._online[worker_id]
-            self._announcer.worker("worker-offline", node.name, _fields(node), at=now)
+            self._announcer.worker("worker-offline", node.name, _fields(node, freq_s), at=at)
+            del self._online[worker_id]
+            self._due.pop(worker_id, None)
             logger.info("node %s is offline", node.name, extra={"action": "node"})
-        self._online = nodes
-        if everybody:
-            self._beat_at = time.monotonic()
 
 
 def _node(
@@ -232,9 +247,9 @@ def _node(
     )
 
 
-def _fields(node: Node) -> dict[str, Any]:
+def _fields(node: Node, freq_s: float) -> dict[str, Any]:
     return {
-        "freq": HEARTBEAT_S,
+        "freq": freq_s,
         "active": len(node.active),
         "processed": node.processed,
         "loadavg": [float(one) for one in (node.load or "0,0,0").split(",")],

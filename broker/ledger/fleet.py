@@ -81,9 +81,10 @@ def _known(conn: sa.Connection, query: sa.Select[Any]) -> dict[str, Known]:
     }
 
 
-def running(conn: sa.Connection, *, limit: int) -> list[Job]:
-    """Read the jobs that workers hold."""
-    return get_many(conn, jobs.c.status == Status.RUNNING, limit=limit)
+def running(conn: sa.Connection, *, limit: int, workers: Sequence[str] | None = None) -> list[Job]:
+    """Read the jobs that these workers hold, or any."""
+    whose = sa.true() if workers is None else jobs.c.claimed_by.in_(workers)
+    return get_many(conn, sa.and_(jobs.c.status == Status.RUNNING, whose), limit=limit)
 
 
 def backlog(conn: sa.Connection, queue: str, *, limit: int) -> int:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from broker.bridge import nodes
 from broker.bridge.answers import Answers
 from broker.bridge.nodes import OWNER, Fleet
 from broker.ledger.engine import Ledger
@@ -80,19 +81,20 @@ def test_a_worker_is_a_node_while_it_is_seen(
     assert fleet.nodes() == []
 
 
-def test_heartbeats_say_what_a_node_does(
-    queue: JobQueue, make_fleet: Any, voice: Voice, monkeypatch: pytest.MonkeyPatch
-):
+def test_heartbeats_say_what_a_node_does(queue: JobQueue, make_fleet: Any, voice: Voice):
     fleet = make_fleet()
     queue.hello("w1", {"version": "9.9", "concurrency": 3, "types": ["t", "u"]})
     job = run_one(queue)
     fleet.step()
-    monkeypatch.setattr("broker.bridge.nodes.HEARTBEAT_S", 0.0)
+    fleet.step()
+    assert voice.said == [("online", "w1@edge")]
+    fleet._due["w1"] = 0.0
     fleet.step()
     assert voice.said == [("online", "w1@edge"), ("heartbeat", "w1@edge")]
     assert (voice.fields["active"], voice.fields["processed"]) == (1, 0)
     assert voice.fields["sw_ver"] == "9.9"
     queue.complete(job.id, Holder(worker_id="w1", lease_id=job.lease_id))
+    fleet._due["w1"] = 0.0
     fleet.step()
     assert (voice.fields["active"], voice.fields["processed"]) == (0, 1)
 
@@ -153,3 +155,25 @@ def test_the_backlog_counts_queued_jobs_of_one_queue_up_to_a_limit(queue: JobQue
         assert backlog(conn, "remote", limit=100) == 4
         assert backlog(conn, "remote", limit=3) == 3
         assert backlog(conn, "nowhere", limit=3) == 0
+
+
+def test_a_large_fleet_is_spoken_of_a_little_at_a_time_and_beats_more_seldom(
+    queue: JobQueue, make_fleet: Any, voice: Voice, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(nodes, "SPOKEN_MAX", 4)
+    monkeypatch.setattr(nodes, "BEATS_PER_S", 0.5)
+    names = [f"w{number}" for number in range(10)]
+    for name in names:
+        queue.seen(name)
+    fleet = make_fleet()
+    for said in (4, 8, 10, 10):
+        fleet.step()
+        assert len(voice.said) == said
+    assert sorted(voice.said) == [("online", f"{name}@edge") for name in names]
+    # ten at one in two seconds; Celery takes a node for dead after twice what it says
+    assert voice.fields["freq"] == 20.0
+    voice.said.clear()
+    fleet._due = dict.fromkeys(fleet._due, 0.0)
+    for _ in range(4):
+        fleet.step()
+    assert sorted(voice.said) == [("heartbeat", f"{name}@edge") for name in names]
