@@ -46,13 +46,15 @@ def _run(made: Rig, waiters: int, rounds: int) -> dict[str, Any]:
     settled = parked(made, waiters)
     until(settled, 120, what=f"{waiters} claims wait")
     taken, woken = [], []
-    for number in range(rounds):
+    for _ in range(rounds):
+        # whoever came first may have found what an earlier crowd left
+        before = len(got)
         sent = time.perf_counter()
         made.fill(1)
         told = time.perf_counter()
-        until(lambda number=number: len(got) > number, 60, what="a waiter got the job")
-        taken.append(got[number] - sent)
-        woken.append(max(0.0, got[number] - told))
+        until(lambda before=before: len(got) > before, 60, what="a waiter got the job")
+        taken.append(got[before] - sent)
+        woken.append(max(0.0, got[before] - told))
         until(settled, 60, what="the waiter waits again")
     stopping.set()
     made.fill(waiters)
