@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 from collections.abc import Callable
 from pathlib import Path
 
@@ -73,6 +74,8 @@ def test_all_gates_open(settings: Settings, wire: Wire, edge: FakeEdge) -> None:
         "types": [],
         "capabilities": ["codex", "git"],
         "concurrency": 1,
+        "pid": os.getpid(),
+        "system": platform.system(),
     }
     assert not claimed(edge)
 
