@@ -46,16 +46,15 @@ def request(
     payload = {"reason": reason, "requestedBy": requested_by}
     if stop:
         moved = transition(conn, [job.id], now=now, to=asked)[0]
-        return _log(conn, moved, "Cancel requested", payload, now)
+        return _log(conn, moved, "Cancel requested", payload)
     if is_unwanted(job):
         return job
     asked |= {"cancel_requested_at": None, "cancel_reason": reason or "revoked"}
     moved = transition(conn, [job.id], now=now, to=asked)[0]
-    return _log(conn, moved, "No further attempt", payload, now)
+    return _log(conn, moved, "No further attempt", payload)
 
 
-def _log(
-    conn: sa.Connection, moved: Moved, title: str, payload: Mapping[str, Any], now: datetime
-) -> Job:
-    events.insert(conn, [events.row(moved.job, moved.event_seq, title, payload, now)])
+def _log(conn: sa.Connection, moved: Moved, title: str, payload: Mapping[str, Any]) -> Job:
+    entry = events.row(moved.job, moved.event_seq, title, payload, moved.job.updated_at)
+    events.insert(conn, [entry])
     return moved.job

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime
-from typing import Any
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
 
 import sqlalchemy as sa
+from sqlalchemy.ext.compiler import compiles
 
 from broker.states import Status
 
@@ -30,6 +31,34 @@ class UtcDateTime(sa.types.TypeDecorator[datetime]):
         if value is None:
             return None
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+#: what ``just_after`` adds: the least that both databases can tell apart
+TICK: Final = timedelta(microseconds=1)
+#: how SQLite is given the function that it lacks
+JUST_AFTER: Final = "drawbridge_just_after"
+
+
+class just_after(sa.sql.functions.GenericFunction[datetime]):  # noqa: N801  a function of SQL
+    """The moment after another one, so that two entries of a log never bear the same."""
+
+    type = UtcDateTime()
+    inherit_cache = True
+
+
+@compiles(just_after, "postgresql")
+def _on_postgresql(element: Any, compiler: Any, **options: Any) -> str:
+    return f"({compiler.process(element.clauses, **options)} + interval '1 microsecond')"
+
+
+@compiles(just_after, "sqlite")
+def _on_sqlite(element: Any, compiler: Any, **options: Any) -> str:
+    return f"{JUST_AFTER}({compiler.process(element.clauses, **options)})"
+
+
+def just_after_text(moment: str) -> str:
+    """Do the same to a moment as SQLite stores it."""
+    return (datetime.fromisoformat(moment) + TICK).isoformat(" ", "microseconds")
 
 
 class JsonText(sa.types.TypeDecorator[Any]):

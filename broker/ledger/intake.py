@@ -16,6 +16,7 @@ import sqlalchemy as sa
 from broker import effects
 from broker.errors import InvalidPayload
 from broker.ledger import events, jobs, moves, outbox, queues
+from broker.ledger.columns import TICK
 from broker.policy import Lane, lane_of
 from broker.records import Ingested, Job, NewJob, Rejection
 from broker.states import Status
@@ -87,7 +88,7 @@ def ingest(
             continue
         new, lane, reason = _accept(item)
         known[job_id] = identity
-        moment = created_at + jobs.TICK * at
+        moment = created_at + TICK * at
         fresh.append(_Fresh(new, lane, seq + at, moment, reason, identity[1]))
         told.append((item.task_id, "new" if reason is None else "rejected"))
     made = {job.task_id: job for job in _insert(conn, fresh)}
@@ -202,4 +203,5 @@ def _tell_conflict(
     """Say in the job's log that another message came under its task id."""
     for job, seq, _ in moves.transition(conn, [job_id], now=now, to={}):
         payload = {"retries": getattr(item, "retries", None), "type": item.type}
-        events.insert(conn, [events.row(job, seq, "ingest_conflict", payload, now, level="warn")])
+        log = events.row(job, seq, "ingest_conflict", payload, job.updated_at, level="warn")
+        events.insert(conn, [log])

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any, Final
 
 import sqlalchemy as sa
 
+from broker.ledger.columns import TICK
 from broker.ledger.models import BridgeStateRow, JobRow
 from broker.records import Job
 from broker.states import Status
@@ -18,7 +19,6 @@ numbering: Final[sa.Table] = BridgeStateRow.__table__  # type: ignore[assignment
 
 #: of a job, in the order in which ``to_job`` reads them
 COLUMNS: Final = tuple(jobs.c[field.name] for field in fields(Job) if field.name in jobs.c)
-TICK: Final = timedelta(microseconds=1)
 #: ids in one IN (…): SQLite takes 32,766 parameters, planners prefer far fewer
 CHUNK: Final = 500
 

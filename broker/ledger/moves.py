@@ -11,6 +11,7 @@ from typing import Any, Final, NamedTuple
 
 import sqlalchemy as sa
 
+from broker.ledger.columns import just_after
 from broker.ledger.jobs import COLUMNS, jobs, to_job
 from broker.records import Job
 from broker.states import Status
@@ -31,12 +32,12 @@ class Sql(Enum):
     NEXT_ATTEMPT = "attempt + 1"
     OWN_LEASE = "the lease it had"
     FIRST_START = "when it first started, else now"
-    THE_MOMENT = "now, or the last change if that is later"
+    THE_MOMENT = "now, or just after the last change if that is later"
 
 
 NOW: Final = sa.bindparam("now_", type_=jobs.c.updated_at.type)
-#: now, or the last change if that is later: clocks differ, and a job's story goes forward only
-_NOT_BEFORE: Final = sa.case((jobs.c.updated_at > NOW, jobs.c.updated_at), else_=NOW)
+#: now, or just after the last change: clocks differ, and a job's story goes forward only
+_NOT_BEFORE: Final = sa.case((jobs.c.updated_at >= NOW, just_after(jobs.c.updated_at)), else_=NOW)
 _SQL: Final[Mapping[Sql, sa.ColumnElement[Any]]] = MappingProxyType(
     {
         Sql.NEXT_FENCE: jobs.c.fence + 1,

@@ -13,6 +13,7 @@ import sqlalchemy as sa
 from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random
 
 from broker.errors import ConfigurationError
+from broker.ledger.columns import JUST_AFTER, just_after_text
 
 #: how long a writer waits for the one before it on SQLite
 BUSY_TIMEOUT_S: Final = 10
@@ -58,6 +59,7 @@ def sqlite(url: sa.URL, synchronous: str) -> sa.Engine:
                 connection.execute("PRAGMA journal_mode = WAL")
         connection.execute(f"PRAGMA synchronous = {synchronous}")
         connection.execute("PRAGMA foreign_keys = ON")
+        connection.create_function(JUST_AFTER, 1, just_after_text, deterministic=True)
 
     @sa.event.listens_for(engine, "begin")
     def begun(connection: sa.Connection) -> None:

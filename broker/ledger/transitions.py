@@ -18,6 +18,7 @@ from broker.backoff import lease_lost_delay_s, retry_delay_s
 from broker.errors import JobStateConflict
 from broker.ledger import events, outbox
 from broker.ledger.attempts import end_attempt
+from broker.ledger.columns import TICK
 from broker.ledger.moves import END_LEASE, Moved, Sql, transition
 from broker.records import Holder, Job
 from broker.states import Status, Trigger, target
@@ -173,13 +174,13 @@ def is_unwanted(job: Job) -> bool:
 
 
 def not_before(job: Job, now: datetime) -> datetime:
-    """Return the moment, or the job's last change if that is later.
+    """Return the moment, or the one after the job's last change if that is later.
 
     The clocks of two processes differ by a few milliseconds, and a job's story goes forward only.
     What is yet to come counts from the moment itself: a clock that was an hour ahead when it made
     a job must not put its retries off by an hour.
     """
-    return max(now, job.updated_at)
+    return max(now, job.updated_at + TICK)
 
 
 # -- what they share -------------------------------------------------------------------------

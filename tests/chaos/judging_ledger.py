@@ -187,10 +187,13 @@ def i13_neither_early_nor_late_nor_to_strangers(facts: Facts) -> Iterator[Violat
 
 
 def i14_logs_have_no_gaps(facts: Facts) -> Iterator[Violation]:
-    """Events are numbered in the order of commits; a reader with a cursor sees each once."""
+    """Events are numbered and stamped in the order of commits; a reader sees each once."""
     for job_id, log in facts.events_of.items():
         if [event.seq for event in log] != list(range(1, len(log) + 1)):
             yield Violation("I14", job_id, f"numbers {[event.seq for event in log]}")
+        for before, after in pairwise(log):
+            if after.created_at <= before.created_at:
+                yield Violation("I14", job_id, f"{after.seq} is not younger than {before.seq}")
     read: dict[tuple[str, str], list[int]] = {}
     for call in facts.asked("read_events"):
         if call.accepted and call.job is not None:

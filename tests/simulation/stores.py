@@ -18,6 +18,7 @@ import sqlalchemy as sa
 
 from broker.errors import LedgerUnavailable
 from broker.ledger import migrate
+from broker.ledger.columns import JUST_AFTER, just_after_text
 from broker.ledger.engine import Ledger
 from broker.ledger.turns import Turns
 from tests.simulation.scheduler import Schedule
@@ -68,6 +69,10 @@ def memory() -> sa.Engine:
         poolclass=sa.StaticPool,
         connect_args={"check_same_thread": False, "isolation_level": None},
     )
+
+    @sa.event.listens_for(engine, "connect")
+    def connected(connection: sqlite3.Connection, _record: object) -> None:
+        connection.create_function(JUST_AFTER, 1, just_after_text, deterministic=True)
 
     @sa.event.listens_for(engine, "begin")
     def begun(connection: sa.Connection) -> None:

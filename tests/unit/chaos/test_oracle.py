@@ -133,6 +133,7 @@ BROKEN: Final[list[tuple[str, str, Damage]]] = [
     ),
     ("I13", "may not run", change("jobs", job("done"), type="gpu")),
     ("I14", "numbers", drop("events", event("done", 5))),
+    ("I14", "younger", change("events", event("done", 5), created_at=11.0)),
     ("I14", "read", drop("calls", lambda one: one.op == "read_events" and one.asked_at == 15.0)),
     ("I15", "not what its row says", put(files={})),
     ("I15", "not what its row says", put(files={"sha256/ab": ("ab" * 32, 2)})),
