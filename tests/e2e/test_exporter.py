@@ -77,10 +77,11 @@ class Metrics:
                     found[key] = found.get(key, 0) + sample.value
         return found
 
-    def total(self, event: str) -> dict[str, float]:
-        """Return how many tasks there were of an event, by hostname."""
-        name = f"celery_task_{event}_total"
-        return {host: value for (metric, host), value in self.read().items() if metric == name}
+
+def total(found: dict[tuple[str, str], float], event: str) -> dict[str, float]:
+    """Return how many tasks there were of an event, by hostname."""
+    name = f"celery_task_{event}_total"
+    return {host: value for (metric, host), value in found.items() if metric == name}
 
 
 def run_one_of_each(world: World) -> None:
@@ -123,12 +124,18 @@ def test_an_exporter_from_pypi_counts_remote_tasks_by_their_workers(
 
     running.until(ups, WAIT_S, "both nodes are up")
     run_one_of_each(world)
-    until(lambda: metrics.total("revoked") == {BRIDGE: 1, WORKER: 1}, WAIT_S, "the last is told")
-    assert sum(metrics.total("sent").values()) == 5
-    assert metrics.total("received") == {BRIDGE: 5}
-    assert metrics.total("started") == {WORKER: 5}
-    assert metrics.total("succeeded") == {WORKER: 2}
-    assert metrics.total("failed") == {WORKER: 1}
-    assert metrics.total("retried") == {WORKER: 1}
-    assert metrics.total("rejected") == {}
-    assert metrics.read()["celery_task_runtime_count", WORKER] == 2
+
+    def ended() -> dict[tuple[str, str], float] | None:
+        """Return the figures of one scrape, of two seconds each, once the last end is told."""
+        read = metrics.read()
+        return read if total(read, "revoked") == {BRIDGE: 1, WORKER: 1} else None
+
+    found = until(ended, WAIT_S, "the last is told")
+    assert sum(total(found, "sent").values()) == 5
+    assert total(found, "received") == {BRIDGE: 5}
+    assert total(found, "started") == {WORKER: 5}
+    assert total(found, "succeeded") == {WORKER: 2}
+    assert total(found, "failed") == {WORKER: 1}
+    assert total(found, "retried") == {WORKER: 1}
+    assert total(found, "rejected") == {}
+    assert found["celery_task_runtime_count", WORKER] == 2
