@@ -182,12 +182,11 @@ class Holding(Completing):
         try:
             with self.ledger.write() as conn:
                 job, _ = holders.held(conn, job_id, holder)
-                now = transitions.not_before(job, self.clock.now())
-                made = events.append(conn, job, small, now, most=most)
+                made = events.append(conn, job, small, self.clock.now(), most=most)
         except LogFull:
             with self.ledger.write() as conn:
                 job, _ = holders.held(conn, job_id, holder)
-                now = transitions.not_before(job, self.clock.now())
+                now = self.clock.now()
                 log_caps.mark_full(conn, job, most=most, refused=len(new), now=now)
             raise
         self.take_up(job, holder)

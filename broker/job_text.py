@@ -10,7 +10,8 @@ from typing import Any, Final
 from broker.records import Job
 from broker.states import Status
 
-_NAMES: Final = tuple(field.name for field in fields(Job))
+#: when its log was last written to is for the ledger, which alone is asked before the next entry
+_NAMES: Final = tuple(field.name for field in fields(Job) if field.name != "logged_at")
 _MOMENTS: Final = tuple(name for name in _NAMES if name.endswith(("_at", "_until")))
 
 

@@ -64,6 +64,8 @@ class Job:
     #: what the task's own ``time_limit`` and ``soft_time_limit`` say
     time_limit_s: float | None = None
     soft_time_limit_s: float | None = None
+    #: moment of the last entry that was appended to its log
+    logged_at: datetime | None = None
     #: how far its holder says it is; known to the reservations alone
     progress: Mapping[str, Json] | None = None
 

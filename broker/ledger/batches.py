@@ -11,7 +11,6 @@ import sqlalchemy as sa
 
 from broker import effects, figures
 from broker.ledger import attempts, events, jobs, outbox
-from broker.ledger.columns import TICK
 from broker.records import Job
 from broker.states import Status, Trigger, target
 
@@ -42,7 +41,7 @@ def complete(conn: sa.Connection, endings: Sequence[Ending], *, now: datetime) -
     if not endings:
         return {}
     # one moment for all, and a job's story goes forward only
-    now = max(now, *(one.job.updated_at + TICK for one in endings))
+    now = max(jobs.not_before(one.job, now) for one in endings)
     rows = {row.id: row for row in conn.execute(_update(endings, now))}
     started = _end_attempts(conn, endings, now)
     log, told = [], []

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 
 from broker.errors import LogFull
 from broker.ledger.columns import TICK
-from broker.ledger.jobs import jobs
+from broker.ledger.jobs import jobs, not_before
 from broker.ledger.models import EventRow
 from broker.records import Event, Job, NewEvent
 
@@ -62,9 +62,9 @@ def append(
     """Append a holder's entries to a job whose row the caller holds locked.
 
     Each is younger than the one before, whoever wrote that by whatever clock: who reads beyond a
-    moment misses none. So the job keeps the moment of the last as that of its last change. Those
-    whose ``worker_seq`` this lease has sent before add nothing; the answer names all of them, old
-    and new, as they stand in the log. Whoever appends has taken its grant up.
+    moment misses none. So the job's row keeps the moment of the last. Those whose ``worker_seq``
+    this lease has sent before add nothing; the answer names all of them, old and new, as they
+    stand in the log. Whoever appends has taken its grant up.
 
     Raises:
         LogFull: the log would have more than ``most`` entries; the caller takes all of it back.
@@ -80,14 +80,14 @@ def append(
     for event in new:
         if event.worker_seq is None or event.worker_seq not in known | _by_seq(fresh):
             fresh.append(event)
-    moments = [max(now, job.updated_at + TICK) + TICK * at for at in range(len(fresh))]
+    moments = [not_before(job, now) + TICK * at for at in range(len(fresh))]
     last = int(
         conn.execute(
             jobs.update()
             .where(jobs.c.id == job.id)
             .values(
                 event_seq=jobs.c.event_seq + len(fresh), held_until=None,
-                updated_at=[job.updated_at, *moments][-1],
+                logged_at=[job.logged_at, *moments][-1],
             )
             .returning(jobs.c.event_seq)
         ).scalar_one()

@@ -28,6 +28,17 @@ def to_job(row: Sequence[Any]) -> Job:
     return Job(**{column.name: row[at] for at, column in enumerate(COLUMNS)})
 
 
+def not_before(job: Job, now: datetime) -> datetime:
+    """Return the moment, or the one after the job's last change or entry if that is later.
+
+    The clocks of two processes differ by a few milliseconds, and a job's story goes forward only.
+    What is yet to come counts from the moment itself: a clock that was an hour ahead when it made
+    a job must not put its retries off by an hour.
+    """
+    last = job.updated_at if job.logged_at is None else max(job.updated_at, job.logged_at)
+    return max(now, last + TICK)
+
+
 def number(conn: sa.Connection, count: int, now: datetime) -> tuple[int, datetime]:
     """Take ``count`` numbers and moments of creation, both above all taken before.
 

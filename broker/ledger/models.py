@@ -115,6 +115,8 @@ class JobRow(Base):
     checkpoint: Mapped[Any | None] = mapped_column(JsonText)
     time_limit_s: Mapped[float | None] = mapped_column(sa.Float)
     soft_time_limit_s: Mapped[float | None] = mapped_column(sa.Float)
+    #: of the last entry appended to its log; no index knows it, so that an append writes none anew
+    logged_at: Mapped[datetime | None]
 
 
 class AttemptRow(Base):

@@ -32,12 +32,16 @@ class Sql(Enum):
     NEXT_ATTEMPT = "attempt + 1"
     OWN_LEASE = "the lease it had"
     FIRST_START = "when it first started, else now"
-    THE_MOMENT = "now, or just after the last change if that is later"
+    THE_MOMENT = "now, or just after the last change or entry if that is later"
 
 
 NOW: Final = sa.bindparam("now_", type_=jobs.c.updated_at.type)
-#: now, or just after the last change: clocks differ, and a job's story goes forward only
-_NOT_BEFORE: Final = sa.case((jobs.c.updated_at >= NOW, just_after(jobs.c.updated_at)), else_=NOW)
+#: each entry that tells of a change bears its moment, so the last entry's is one of these two
+_LAST: Final = sa.case(
+    (jobs.c.logged_at > jobs.c.updated_at, jobs.c.logged_at), else_=jobs.c.updated_at
+)
+#: ``jobs.not_before`` in SQL; asked of the row itself, it is true of whoever wrote while we waited
+_NOT_BEFORE: Final = sa.case((_LAST >= NOW, just_after(_LAST)), else_=NOW)
 _SQL: Final[Mapping[Sql, sa.ColumnElement[Any]]] = MappingProxyType(
     {
         Sql.NEXT_FENCE: jobs.c.fence + 1,

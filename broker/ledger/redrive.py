@@ -10,7 +10,6 @@ import sqlalchemy as sa
 
 from broker import effects, figures
 from broker.ledger import events, jobs, moves, outbox
-from broker.ledger.transitions import not_before
 from broker.records import Job, RedriveFilter
 from broker.states import Trigger, sources, target
 
@@ -65,7 +64,7 @@ def redrive(
     back: list[Job] = []
     log, told = [], []
     for (job, canvas), due in dead:
-        at = not_before(job, now)
+        at = jobs.not_before(job, now)
         to: dict[str, Any] = {
             "status": target(job.status, Trigger.REDRIVE), "run": job.run + 1, "attempt": 1,
             "claimed_by": None, "reason": None, "finished_at": None, "next_attempt_at": due,

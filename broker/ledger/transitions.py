@@ -18,7 +18,7 @@ from broker.backoff import lease_lost_delay_s, retry_delay_s
 from broker.errors import JobStateConflict
 from broker.ledger import events, outbox
 from broker.ledger.attempts import end_attempt
-from broker.ledger.columns import TICK
+from broker.ledger.jobs import not_before
 from broker.ledger.moves import END_LEASE, Moved, Sql, transition
 from broker.records import Holder, Job
 from broker.states import Status, Trigger, target
@@ -171,16 +171,6 @@ def cancel(
 def is_unwanted(job: Job) -> bool:
     """Tell whether a job shall have no attempt after the one that runs."""
     return job.cancel_requested_at is not None or job.cancel_reason is not None
-
-
-def not_before(job: Job, now: datetime) -> datetime:
-    """Return the moment, or the one after the job's last change if that is later.
-
-    The clocks of two processes differ by a few milliseconds, and a job's story goes forward only.
-    What is yet to come counts from the moment itself: a clock that was an hour ahead when it made
-    a job must not put its retries off by an hour.
-    """
-    return max(now, job.updated_at + TICK)
 
 
 # -- what they share -------------------------------------------------------------------------

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import timedelta
 from itertools import pairwise
+from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from broker.ledger.engine import Ledger
+from broker.ledger.jobs import jobs
 from broker.queue import JobQueue
 from broker.records import Holder, Job, NewEvent, Redrive
 from broker.reservations.store import Reservations
@@ -87,7 +90,34 @@ def test_a_repeated_entry_moves_no_clock(queue: JobQueue, clock: SetClock) -> No
     who = holder(held)
     once = [NewEvent(message="once", worker_seq=1)]
     first = queue.append_events(job.id, who, once)
-    changed = queue.catalog.get(job.id).updated_at
+    changed = queue.catalog.get(job.id)
     clock.advance(5)
     assert queue.append_events(job.id, who, once) == first
-    assert queue.catalog.get(job.id).updated_at == changed
+    assert queue.catalog.get(job.id) == changed
+
+
+def test_an_entry_changes_nothing_that_an_index_of_jobs_knows(
+    queue: JobQueue, clock: SetClock
+) -> None:
+    job = queue.create(new())
+    [held] = claim(queue)
+    who = holder(held)
+    # the first takes the grant up
+    say(queue, job, who, "one")
+    before = row_of(queue, job)
+    clock.advance(1)
+    say(queue, job, who, "two", "three")
+    after = row_of(queue, job)
+    changed = {name for name, value in after.items() if before[name] != value}
+    assert changed == {"event_seq", "logged_at"}
+    known = sa.inspect(queue.ledger.engine).get_indexes("jobs")
+    assert {"updated_at", "status"} <= {name for one in known for name in one["column_names"]}
+    assert not changed & {name for one in known for name in one["column_names"]}
+    # so whoever asks what changed since then, as a reconcile does, does not read the job again
+    assert after["updated_at"] == held.updated_at
+
+
+def row_of(queue: JobQueue, job: Job) -> dict[str, Any]:
+    with queue.ledger.read() as conn:
+        found = conn.execute(sa.select(jobs).where(jobs.c.id == job.id)).one()
+    return dict(found._mapping)
