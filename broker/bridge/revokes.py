@@ -99,11 +99,12 @@ class Revokes:
     def hear(self, revoke: Revoke) -> None:
         """Keep what was revoked; ``step`` carries it out."""
         name = uuid.uuid4().hex
-        self._heard.append((name, revoke))
         try:
+            # first: were it carried out before it is written, it would be carried out for ever
             self._client.hset(HEARD, name, revoke.dumps())
         except redis.RedisError as error:
             logger.warning("a revoke is kept in memory alone: %s", error)
+        self._heard.append((name, revoke))
 
     def step(self) -> int:
         """Carry out what was heard, by this bridge or one that died; returns how many messages.

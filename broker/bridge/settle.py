@@ -52,7 +52,7 @@ class _Told:
 
     @property
     def stores_errors(self) -> bool:
-        """Whether the result of a failure is wanted."""
+        """Whether a failure, a retry or a revoke is wanted: Celery asks the same of all three."""
         return self.stores or bool(self.task.store_errors_even_if_ignored)
 
     @property
@@ -140,9 +140,9 @@ class Settler:
         self._announcer.task(data["type"], self._node_of(data["worker"]), fields, at=data["at"])
 
     def _state(self, told: _Told) -> None:
-        if not told.stores:
-            return
         task_id, state = told.job.task_id, told.data["state"]
+        if not (told.stores_errors if state == states.RETRY else told.stores):
+            return
         if state == states.RETRY:
             error = told.data.get("error") or {}
             told.backend.mark_as_retry(
@@ -166,7 +166,7 @@ class Settler:
         if told.data["state"] == states.SUCCESS:
             return told.value, None, told.stores
         if told.data["state"] == states.REVOKED:
-            return revocation(told.data.get("reason") or ""), None, told.stores
+            return revocation(told.data.get("reason") or ""), None, told.stores_errors
         error = told.data.get("error") or {}
         return failure(error), error.get("traceback"), told.stores_errors
 

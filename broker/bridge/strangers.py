@@ -24,10 +24,11 @@ class Strangers:
     """Looks who else consumes the bridged queues; used by one thread."""
 
     def __init__(self, app: Celery, *, queues: Collection[str], suffix: str) -> None:
-        """Ask all nodes but those with our suffix."""
+        """Ask all nodes but those with our suffix, in which ``%w`` stands for a worker's id."""
         self._app = app
         self._queues = frozenset(queues)
-        self._others = f"^(?!.*@{re.escape(suffix)}$)"
+        ours = ".*".join(map(re.escape, suffix.split("%w")))
+        self._others = f"^(?!.*@{ours}$)"
         self._told: set[tuple[str, str]] = set()
 
     def look(self) -> None:

@@ -114,6 +114,21 @@ def test_the_registered_task_says_whether_results_are_wanted(
     assert told.meta(make_job().id)["status"] == states.SUCCESS
 
 
+def test_errors_of_what_nobody_wants_are_stored_where_the_class_of_tasks_says_so(
+    told: Told, make_job: Callable[..., Job]
+):
+    """Failures, retries and revokes alike, as an ordinary worker has it."""
+    told.app.conf.task_store_errors_even_if_ignored = True
+    error = {"type": "ValueError", "message": "no"}
+    ignored = {"headers": {"ignore_result": True}}
+    told.tell(make_job(), "state", {"state": "STARTED", "worker": "w"}, **ignored)
+    told.tell(make_job(), "store", SUCCESS, **ignored)
+    assert told.meta(make_job().id)["status"] == states.PENDING
+    for kind, state in (("state", "RETRY"), ("store", "REVOKED"), ("store", "FAILURE")):
+        told.tell(make_job(), kind, {"state": state, "worker": "w", "error": error}, **ignored)
+        assert told.meta(make_job().id)["status"] == state
+
+
 def test_failure_retry_and_revocation(told: Told, make_job: Callable[..., Job]):
     error = {"type": "ValueError", "message": "no", "traceback": "tb"}
     told.tell(make_job(), "state", {"state": "RETRY", "worker": "w", "error": error})
