@@ -81,6 +81,7 @@ class Leftovers:
 
     def _round(self, *, patient: bool = True) -> None:
         """Try each once more; the lease of one that was taken meanwhile tells us so."""
+        self._spool.clear()
         with self._lock:
             kept = [*self._kept.items()]
         for key, (job, report) in kept:

@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import stat
+import threading
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -23,6 +24,8 @@ from remote_worker.job import Job
 log = logging.getLogger(__name__)
 
 _VERSION = 1
+#: what is being written; a daemon that is killed meanwhile leaves it
+_DRAFT = ".tmp"
 
 
 class Ending(StrEnum):
@@ -61,6 +64,9 @@ class Spool:
         self._jobs = work_dir / "jobs"
         self._lock_file = work_dir / "lock"
         self._lock: int | None = None
+        #: directories that could not be removed: somebody may still have written in them
+        self._stuck: set[Path] = set()
+        self._clearing = threading.Lock()
 
     def open(self) -> None:
         """Make the directories ours alone; a second daemon on them is refused."""
@@ -87,8 +93,9 @@ class Spool:
     def directory(self, job: Job) -> Path:
         """Return the job's own new, empty directory."""
         path = self._jobs / _name(job)
-        trees.remove(path)
-        path.mkdir(mode=0o700)
+        with self._clearing:
+            self._remove(path)
+            path.mkdir(mode=0o700)
         self._let_through(path)
         return path
 
@@ -101,18 +108,34 @@ class Spool:
         """Write a report down for good, before it is sent."""
         record = {"version": _VERSION, "job": asdict(job), "report": asdict(report)}
         path = self._reports / f"{_name(job)}.json"
-        draft = path.with_suffix(".tmp")
-        with draft.open("w") as file:
-            json.dump(record, file, default=str)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
+        draft = path.with_suffix(_DRAFT)
+        try:
+            with draft.open("w") as file:
+                json.dump(record, file, default=str)
+                file.flush()
+                os.fsync(file.fileno())
+            draft.replace(path)
+        except OSError:
+            draft.unlink(missing_ok=True)
+            raise
         _sync(self._reports)
 
     def drop(self, job: Job) -> None:
         """Forget a job and all its files."""
         (self._reports / f"{_name(job)}.json").unlink(missing_ok=True)
-        trees.remove(self._jobs / _name(job))
+        with self._clearing:
+            self._remove(self._jobs / _name(job))
+
+    def clear(self) -> None:
+        """Remove what resisted before: the children of a daemon that was killed live on a while."""
+        with self._clearing:
+            for path in sorted(self._stuck):
+                self._remove(path)
+
+    def _remove(self, path: Path) -> None:
+        """Remove a job's directory, or remember it."""
+        trees.remove(path)
+        (self._stuck.add if os.path.lexists(path) else self._stuck.discard)(path)
 
     def report(self, job: Job) -> Report | None:
         """Return what is written down of a job; None when there is nothing that can be read."""
@@ -126,6 +149,8 @@ class Spool:
 
         For the start alone: what belongs to no report might be a job's that runs.
         """
+        for draft in self._reports.glob(f"*{_DRAFT}"):
+            draft.unlink()
         found = {}
         for path in sorted(self._reports.glob("*.json")):
             try:
@@ -137,7 +162,7 @@ class Spool:
             found[_name(job)] = (job, report)
         for path in self._jobs.iterdir():
             if path.name not in found:
-                trees.remove(path)
+                self._remove(path)
         return list(found.values())
 
 

@@ -1,9 +1,13 @@
 """Finished work on the disk: whole or not at all, and one daemon a directory."""
 
+import errno
+import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from remote_worker import trees
 from remote_worker.artifacts import seal
 from remote_worker.errors import Misconfigured
 from remote_worker.job import Job
@@ -54,9 +58,49 @@ def test_a_report_that_cannot_be_read_does_not_stop_the_daemon(
     spool: Spool, tmp_path: Path, text: str
 ) -> None:
     (tmp_path / "spool" / "j1.3.json").write_text(text)
-    (tmp_path / "spool" / "j2.1.tmp").write_text("half a draft")
     assert spool.left() == []
     assert not (tmp_path / "spool" / "j1.3.json").exists()
+
+
+def test_a_draft_of_a_daemon_that_was_killed_while_it_wrote_is_cleared_away(
+    spool: Spool, tmp_path: Path
+) -> None:
+    report = Report(ending=Ending.FAIL)
+    spool.put(JOB, report)
+    (tmp_path / "spool" / "j1.3.tmp").write_text("half a draft")
+    (tmp_path / "spool" / "j2.1.tmp").write_text("half a draft")
+    assert spool.left() == [(JOB, report)]
+    assert [path.name for path in (tmp_path / "spool").iterdir()] == ["j1.3.json"]
+
+
+def test_a_disk_that_is_full_keeps_no_draft_and_what_was_written_before(
+    spool: Spool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report = Report(ending=Ending.FAIL)
+    spool.put(JOB, report)
+    monkeypatch.setattr("remote_worker.spool.os.fsync", _full)
+    with pytest.raises(OSError, match="No space"):
+        spool.put(JOB, Report(ending=Ending.COMPLETE))
+    assert [path.name for path in (tmp_path / "spool").iterdir()] == ["j1.3.json"]
+    assert spool.report(JOB) == report
+
+
+def test_a_directory_that_resists_is_removed_later_and_never_once_it_is_a_jobs_again(
+    spool: Spool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool.directory(JOB)
+    spool.directory(replace(JOB, fence=4))
+    with monkeypatch.context() as somebody_writes:
+        somebody_writes.setattr(trees, "remove", lambda _: None)
+        spool.drop(JOB)
+        assert spool.left() == []
+    again = spool.directory(JOB)
+    spool.clear()
+    assert list((tmp_path / "jobs").iterdir()) == [again]
+
+
+def _full(_: int) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def test_a_second_daemon_is_refused_until_the_first_has_left(spool: Spool, tmp_path: Path) -> None:
