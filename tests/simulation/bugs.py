@@ -8,20 +8,22 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Final
 from unittest.mock import patch
+from weakref import WeakKeyDictionary
 
 from broker.bridge.fetch import Drain
 from broker.bridge.inbox import Inbox
 from broker.bridge.relay import Relay
-from broker.errors import DrawbridgeError, JobStateConflict, LedgerUnavailable
+from broker.errors import JobStateConflict, LedgerUnavailable, OwnershipMismatch
 from broker.indexing import Indexer
 from broker.ledger import holders, outbox
 from broker.ledger.engine import Ledger
 from broker.queue import JobQueue
 from broker.records import Holder, Job
 from broker.states import Status
+from tests.simulation.oracle import Broken
 
 
 @contextmanager
@@ -65,17 +67,23 @@ def settle_marked_before_done() -> Iterator[None]:
 
 @contextmanager
 def answer_before_commit() -> Iterator[None]:
-    """Say 200 to a complete and write it down a moment later."""
+    """Say 200 to a complete and write it down a moment later.
+
+    A store that is away is tried again, by whoever asks next; only a write that comes too late is
+    given up. So nothing but the order of answer and commit is wrong.
+    """
     complete = JobQueue.complete
-    later: dict[int, list[Callable[[], Any]]] = {}
+    later: WeakKeyDictionary[JobQueue, tuple[str, Holder, dict[str, Any]]] = WeakKeyDictionary()
 
     def hasty(self: JobQueue, job_id: str, holder: Holder, **said: Any) -> Job:
-        for write in later.pop(id(self), []):
-            with suppress(DrawbridgeError):  # by then it may be too late for it
-                write()
+        if self in later:
+            last_job, last_holder, last_said = later[self]
+            with suppress(JobStateConflict, OwnershipMismatch):
+                complete(self, last_job, last_holder, **last_said)
+            later.pop(self, None)
         with self.ledger.read() as conn:
             job, _ = holders.held(conn, job_id, holder)
-        later[id(self)] = [lambda: complete(self, job_id, holder, **said)]
+        later[self] = (job_id, holder, said)
         return replace(job, status=Status.SUCCEEDED)
 
     with patch.object(JobQueue, "complete", hasty):
@@ -116,14 +124,27 @@ def outbox_outside_the_transaction() -> Iterator[None]:
         yield
 
 
-BUGS: Final[Mapping[str, Callable[[], AbstractContextManager[None]]]] = {
-    bug.__name__: bug
-    for bug in (
-        complete_without_lease_check,
-        ack_before_insert,
-        settle_marked_before_done,
-        answer_before_commit,
-        no_reconcile_of_jobs,
-        outbox_outside_the_transaction,
+@dataclass(frozen=True, slots=True)
+class Bug:
+    """A mistake, and the promises it breaks: a run that breaks only others has not found it."""
+
+    made: Callable[[], AbstractContextManager[None]]
+    breaks: frozenset[str]
+
+    def found(self, broken: Sequence[Broken]) -> list[Broken]:
+        """Return the oracle's findings that show this mistake."""
+        return [one for one in broken if one.invariant in self.breaks]
+
+
+#: by the promises of the oracle
+BUGS: Final[Mapping[str, Bug]] = {
+    made.__name__: Bug(made, frozenset(breaks))
+    for made, breaks in (
+        (complete_without_lease_check, {"I4"}),
+        (ack_before_insert, {"I1"}),
+        (settle_marked_before_done, {"I8"}),
+        (answer_before_commit, {"I5"}),
+        (no_reconcile_of_jobs, {"I19"}),
+        (outbox_outside_the_transaction, {"I5", "I8"}),
     )
 }

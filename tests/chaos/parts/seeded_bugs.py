@@ -7,7 +7,7 @@ from typing import Final
 
 from tests.chaos.report import Options, PartReport, Violation
 from tests.simulation import run as simulation
-from tests.simulation.bugs import BUGS
+from tests.simulation.bugs import BUGS, Bug
 
 #: the mix under which mistakes show soonest
 MIX: Final = simulation.MIXES["writes"]
@@ -23,9 +23,9 @@ def run(options: Options) -> PartReport:
     figures: dict[str, float | str] = {}
     violations: list[Violation] = []
     for name, bug in BUGS.items():
-        with bug():
-            taken, evidence = _seeds_until_broken(
-                options.seed, seconds=options.seconds * SHARE / len(BUGS)
+        with bug.made():
+            taken, evidence = _seeds_until_found(
+                bug, options.seed, seconds=options.seconds * SHARE / len(BUGS)
             )
         figures[f"seeds_{name}"] = taken
         if not evidence:
@@ -36,13 +36,13 @@ def run(options: Options) -> PartReport:
     return PartReport("seeded bugs", seconds, figures, tuple(violations))
 
 
-def _seeds_until_broken(first: int, *, seconds: float) -> tuple[int, str]:
-    """Return how many seeds it took, and what broke in the last of them."""
+def _seeds_until_found(bug: Bug, first: int, *, seconds: float) -> tuple[int, str]:
+    """Return how many seeds it took, and what showed in the last of them."""
     until = time.monotonic() + seconds
     taken = 0
     while taken < ENOUGH or time.monotonic() < until:
         result = simulation.run(first + taken, MIX)
         taken += 1
-        if result.broken:
+        if bug.found(result.broken):
             return taken, str(result)
     return taken, ""
