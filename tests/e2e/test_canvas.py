@@ -2,18 +2,21 @@
 
 import json
 import re
+import signal
 import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
+from uuid import uuid4
 
 import pytest
 from celery import Celery, chain, chord, group
 from celery.backends.redis import RedisBackend
 from celery.canvas import Signature, StampingVisitor
+from celery.exceptions import ChordError
 from celery.result import AsyncResult, GroupResult
 from kombu import pools
 
@@ -25,7 +28,7 @@ from tests.rabbitmq import RabbitMQ
 from tests.services import Valkey, until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(300)]
-GET_S = 60
+GET_S = 90
 ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 PLACES = {
     "local": ("local",),
@@ -200,31 +203,23 @@ class Wiring:
     app: Celery
     #: whether the bridge knows that the orchestrator wants ``result_extended``
     extended: bool
+    #: every shape at every place; all are under way while the first is looked at
+    sent: dict[str, dict[str, Any]] = field(init=False)
 
-    def send(self, shape: str, places: tuple[str, ...]) -> Any:
-        sender = Sender(self.app, places)
-        return SHAPES[shape](sender).apply_async()
-
-
-@pytest.fixture(scope="module")
-def module_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Process]]:
-    """Start processes that live as long as the module's tests."""
-    folder, started = tmp_path_factory.mktemp("logs"), list[Process]()
-
-    def start(argv: Any, *, env: Any = None, cwd: Path | None = None) -> Process:
-        started.append(Process(argv, log=folder / f"{len(started)}.log", env=env, cwd=cwd))
-        return started[-1]
-
-    yield start
-    for one in reversed(started):
-        one.close()
+    def __post_init__(self) -> None:
+        self.sent = {
+            shape: {
+                name: make(Sender(self.app, queues)).apply_async()
+                for name, queues in PLACES.items()
+            }
+            for shape, make in SHAPES.items()
+        }
 
 
 @pytest.fixture(scope="module", params=["a bridge's app", "own app", "RabbitMQ and SQL"])
 def wiring(
     request: pytest.FixtureRequest,
     tmp_path_factory: pytest.TempPathFactory,
-    module_process: Callable[..., Process],
 ) -> Iterator[Wiring]:
     """Give one set of servers and workers for all shapes."""
     folder = tmp_path_factory.mktemp("world")
@@ -233,15 +228,23 @@ def wiring(
         valkeys = [Valkey().start() for _ in range(2)]
         for one in valkeys:
             stack.callback(one.remove)
+
+        def process(argv: Any, *, env: Any = None, cwd: Path | None = None) -> Process:
+            log = folder / f"{uuid4()}.log"
+            started = Process(argv, log=log, env=env, cwd=cwd)
+            # a clean stop is tested elsewhere; what outlives its broker disturbs the next wiring
+            stack.callback(started.close, signal.SIGKILL)
+            return started
+
         if request.param == "RabbitMQ and SQL":
             rabbit = RabbitMQ().start()
             stack.callback(rabbit.remove)
             results = request.getfixturevalue("postgres_server").create_database()
             backend = f"db+{results}"
-            world: World = RabbitWorld(rabbit, backend, *valkeys, folder, module_process)
+            world: World = RabbitWorld(rabbit, backend, *valkeys, folder, process)
             stack.callback(pools.reset)
         else:
-            world = World(*valkeys, folder, module_process)
+            world = World(*valkeys, folder, process)
         stack.callback(world.close)
         app = stack.enter_context(canvas_app.make(world.broker_url, world.backend_url))
         asked = ("-A", "tests.e2e.canvas_app") if own_app else ()
@@ -295,7 +298,7 @@ def settled(result: Any, *, extended: bool) -> Any:
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_shape_ends_as_with_ordinary_workers(wiring: Wiring, shape: str):
-    sent = {name: wiring.send(shape, queues) for name, queues in PLACES.items()}
+    sent = dict(wiring.sent[shape])
     # a map becomes a chord: it ends the same, with other names on the way
     extended = wiring.extended and "map" not in shape and shape != "chunks"
     expected = settled(sent.pop("local"), extended=extended)
@@ -305,12 +308,15 @@ def test_a_shape_ends_as_with_ordinary_workers(wiring: Wiring, shape: str):
 
 def test_an_error_callback_is_given_the_same(wiring: Wiring, tmp_path: Path):
     """One of the new style needs its code, which a bridge has with the orchestrator's app alone."""
-    given = {}
+    sent = {}
+    note = "canvas.note_error" if wiring.extended else "canvas.note"
     for name, queues in PLACES.items():
         t, file = Sender(wiring.app, queues), tmp_path / name
-        note = "canvas.note_error" if wiring.extended else "canvas.note"
         errback = t.app.signature(note, kwargs={"file": str(file)}, queue="local")
-        failed = t("fail", 1, 2).apply_async(link_error=errback)
+        sent[name] = t("fail", 1, 2).apply_async(link_error=errback)
+    given = {}
+    for name, failed in sent.items():
+        file = tmp_path / name
         until(file.exists, GET_S, "the callback was called")
         given[name] = ["<id>" if one == failed.id else one for one in json.loads(file.read_text())]
     new = ["Broken", "broken 3", True, "canvas.fail", "<id>"]
@@ -318,12 +324,20 @@ def test_an_error_callback_is_given_the_same(wiring: Wiring, tmp_path: Path):
 
 
 def test_links_hang_on_each_and_are_children_of_it(wiring: Wiring):
+    every = []
     for queues in PLACES.values():
         t = Sender(wiring.app, queues)
         parent = t("add", 1, 2)
         parent.link(t("add", 10))
         parent.link(t("add", 20))
-        sent = parent.apply_async()
+        every.append(parent.apply_async())
+    for sent in every:
         assert sent.get(timeout=GET_S) == 3
         (links,) = until(lambda sent=sent: sent.children, GET_S, "the links are known")
         assert links.get(timeout=GET_S) == [13, 23]
+
+
+def test_a_failing_item_fails_its_map_as_a_part_fails_a_chord(wiring: Wiring):
+    sent = wiring.app.tasks["canvas.fail"].map([1, 2]).set(queue=QUEUE).apply_async()
+    with pytest.raises(ChordError, match="broken"):
+        sent.get(timeout=GET_S)
