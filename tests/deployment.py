@@ -17,12 +17,12 @@ from tests.services import missing, postgres_binaries, valkey_binary
 ROOT: Final = Path(__file__).resolve().parents[1]
 #: Debian puts servers there, which are not on everybody's PATH
 PATH: Final = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
-#: what .env must say; each another word, so that one in the wrong place is found
+#: what .env must or may say; each another word, so that one in the wrong place is found
 SECRETS: Final = {
     name: f"{name.lower().replace('_', '')}1"
     for name in (
         "LEDGER_PASSWORD", "EDGE_DB_PASSWORD", "EDGE_REDIS_PASSWORD", "BRIDGE_REDIS_PASSWORD",
-        "BROKER_PASSWORD", "FLOWER_PASSWORD",
+        "BROKER_PASSWORD", "FLOWER_PASSWORD", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY",
     )
 }  # fmt: skip
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, Self, cast
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import requests
 import tenacity
@@ -31,6 +31,7 @@ from broker.client.shapes import (
 )
 
 PREFIX: Final = "/api/queue"
+_HERE: Final = frozenset({"127.0.0.1", "::1", "localhost"})
 #: connecting, and silence of an edge that was not asked to wait
 _TIMEOUT_S: Final = (5.0, 30.0)
 #: how long one question for events waits for one
@@ -73,6 +74,9 @@ class Client:
         self._sleep = sleep
         self._http = requests.Session()
         self._http.auth = _Token(token)
+        # no proxy leads to this machine itself; over https the environment may name authorities
+        address = urlsplit(self._base)
+        self._http.trust_env = address.scheme != "http" or address.hostname not in _HERE
 
     def __enter__(self) -> Self:
         """Be closed at the end of the block."""

@@ -28,6 +28,7 @@ ROOT: Final = Path(__file__).resolve().parents[2]
 # Run by its path, so that `make demo` shows which file it is.
 sys.path.insert(0, str(ROOT))
 
+from broker.client import Client  # noqa: E402
 from broker.errors import DrawbridgeError  # noqa: E402
 from broker.stack.processes import KeepsDying, StartFailed, Stopped  # noqa: E402
 from broker.stack.servers import NoServer  # noqa: E402
@@ -36,7 +37,7 @@ from deploy.demo import codex_home, install_codex, repository  # noqa: E402
 from deploy.demo.model_server import ModelServer  # noqa: E402
 from deploy.demo.screen import Screen  # noqa: E402
 from deploy.demo.scripts import SCRIPTS  # noqa: E402
-from deploy.demo.watching import PATCH, Edge, Flower, NotShown, follow  # noqa: E402
+from deploy.demo.watching import PATCH, Flower, NotShown, follow, text_of  # noqa: E402
 
 RUNS: Final = ROOT / ".demo" / "runs"
 ORCHESTRATOR: Final = ROOT / "deploy" / "examples" / "orchestrator.py"
@@ -140,20 +141,20 @@ def _stop(screen: Screen, stack: Stack) -> None:
 def show_job(screen: Screen, stack: Stack, assignment: Assignment) -> None:
     """Send the task as any orchestrator would, and show what becomes of it."""
     told = stack.report()
-    edge = Edge(told["edgeUrl"], told["operatorToken"])
     screen.title("the job")
     with (
+        Client(told["edgeUrl"], told["operatorToken"]) as edge,
         screen.step("the orchestrator (plain Celery) sends codex_exec and waits"),
         orchestrator(told, assignment) as (process, job_id),
     ):
         screen.say(f"job {job_id} on queue {told['queue']}")
-        for entry in follow(edge, job_id, alive=_alive(stack, process)):
-            screen.event(entry.level, entry.message, entry.payload)
+        for event in follow(edge, job_id, alive=_alive(stack, process)):
+            screen.event(event["level"], event["message"], event["payload"] or {})
         result = _result(process)
+        patch = text_of(edge, job_id, PATCH)
     screen.title("what AsyncResult.get() returned")
     screen.json(result)
     screen.title(PATCH)
-    patch = edge.artifact(job_id, PATCH)
     screen.patch(patch or "(no change)")
     screen.title("where to look")
     node = Flower(told["flowerUrl"]).check(job_id, told["workers"][0])

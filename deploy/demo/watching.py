@@ -1,22 +1,23 @@
-"""What the demo sees of a job: the only place of the demo that asks the edge and Flower."""
+"""What the demo sees of a job: its log as it grows, one of its files, and Flower's word for it."""
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 import requests
 
+from broker.client import Client, Event
+
 TIMEOUT_S: Final = 10.0
-#: How long one question for new events may wait for one.
+#: How long one question for new events may wait for one; between two the rest is looked at.
 EVENTS_WAIT_S: Final = 1
-#: How soon to ask again for a job that the bridge has not brought yet.
-UNKNOWN_S: Final = 0.05
+#: How long the bridge may take to bring a job.
+UNKNOWN_S: Final = 30.0
 #: Flower hears of a job's end a moment after the orchestrator.
 FLOWER_S: Final = 20.0
 PATCH: Final = "patches/changes.patch"
-LOG: Final = "logs/codex_exec.log"
-ENDED: Final = frozenset({"succeeded", "failed", "cancelled", "dead_letter"})
 
 JSON = dict[str, Any]
 
@@ -25,55 +26,8 @@ class NotShown(Exception):
     """Flower does not show what it should."""
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One entry of a job's log of events."""
-
-    level: str
-    message: str
-    payload: JSON
-
-
-class Edge:
-    """The edge, asked as an operator."""
-
-    def __init__(self, url: str, token: str) -> None:
-        self._base = f"{url}/api/queue"
-        self._http = _session()
-        self._http.headers["Authorization"] = f"Bearer {token}"
-
-    def status(self, job_id: str) -> str | None:
-        """Return the status of a job, or None while the bridge has not brought it."""
-        response = self._http.get(f"{self._base}/jobs/{job_id}", timeout=TIMEOUT_S)
-        if response.status_code == requests.codes.not_found:
-            return None
-        response.raise_for_status()
-        return str(response.json()["status"])
-
-    def events(self, job_id: str, cursor: int, *, wait_s: int) -> tuple[list[Entry], int]:
-        """Return what has happened since, waiting a moment if nothing has, and the new cursor."""
-        response = self._http.get(
-            f"{self._base}/jobs/{job_id}/events",
-            params={"after": cursor, "waitSeconds": wait_s},
-            timeout=TIMEOUT_S,
-        )
-        response.raise_for_status()
-        answer = response.json()
-        entries = [Entry(e["level"], e["message"], e["payload"] or {}) for e in answer["items"]]
-        return entries, int(answer["cursor"] if answer["cursor"] is not None else cursor)
-
-    def artifact(self, job_id: str, name: str) -> str:
-        """Return the text of the newest artifact of this name; empty when there is none."""
-        jobs = f"{self._base}/jobs/{job_id}/artifacts"
-        listed = self._http.get(jobs, timeout=TIMEOUT_S)
-        listed.raise_for_status()
-        found = [one for one in listed.json()["items"] if one["name"] == name]
-        if not found:
-            return ""
-        newest = max(found, key=lambda one: int(one["fence"]))
-        response = self._http.get(f"{jobs}/{newest['id']}/download", timeout=TIMEOUT_S)
-        response.raise_for_status()
-        return response.content.decode("utf-8", errors="replace")
+class _Abandoned(Exception):
+    """Nobody waits for the job any more."""
 
 
 class Flower:
@@ -81,7 +35,9 @@ class Flower:
 
     def __init__(self, url: str) -> None:
         self._url = url
-        self._http = _session()
+        self._http = requests.Session()
+        # It is on loopback; no proxy, no .netrc.
+        self._http.trust_env = False
 
     def check(self, job_id: str, worker_id: str) -> str:
         """Return the node once it is shown online with the job as its task in state SUCCESS."""
@@ -107,26 +63,27 @@ class Flower:
         return answer
 
 
-def follow(edge: Edge, job_id: str, *, alive: Callable[[], bool]) -> Iterator[Entry]:
+def follow(edge: Client, job_id: str, *, alive: Callable[[], bool]) -> Iterator[Event]:
     """Yield the events of a job to the last one, or until nobody waits for it any more."""
-    cursor = 0
-    while True:
-        over = not alive()
-        status = edge.status(job_id)
-        if status is None:
-            if over:
-                return
-            time.sleep(UNKNOWN_S)
-            continue
-        over = over or status in ENDED
-        entries, cursor = edge.events(job_id, cursor, wait_s=0 if over else EVENTS_WAIT_S)
-        yield from entries
-        if over and not entries:
-            return
+    last = 0
+
+    def seen(_job: object) -> None:
+        if not alive():
+            raise _Abandoned
+
+    try:
+        for event in edge.follow(job_id, unknown_s=UNKNOWN_S, wait_s=EVENTS_WAIT_S, seen=seen):
+            last = event["seq"]
+            yield event
+    except _Abandoned:
+        yield from edge.events(job_id, after=last)
 
 
-def _session() -> requests.Session:
-    session = requests.Session()
-    # Everything here is on loopback; no proxy, no .netrc.
-    session.trust_env = False
-    return session
+def text_of(edge: Client, job_id: str, name: str) -> str:
+    """Return the text of a job's newest file of this name; empty when there is none."""
+    found = [one for one in edge.artifacts(job_id) if one["name"] == name]
+    if not found:
+        return ""
+    with TemporaryDirectory() as folder:
+        file = edge.download(max(found, key=lambda one: one["fence"]), Path(folder) / "file")
+        return file.read_text(encoding="utf-8", errors="replace")

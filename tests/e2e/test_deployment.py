@@ -246,19 +246,26 @@ def test_each_service_holds_the_secrets_it_needs_and_no_more() -> None:
         name: {which for which, value in SECRETS.items() if value in json.dumps(service)}
         for name, service in compose()["services"].items()
     }
+    bucket = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}
     assert held == {
         "postgres": {"LEDGER_PASSWORD"},
         "broker": {"BROKER_PASSWORD"},
         "reservations": {"EDGE_REDIS_PASSWORD", "BRIDGE_REDIS_PASSWORD"},
         "migrate": {"LEDGER_PASSWORD"},
         "grants": {"LEDGER_PASSWORD", "EDGE_DB_PASSWORD"},
-        "bridge": {"LEDGER_PASSWORD", "BRIDGE_REDIS_PASSWORD", "BROKER_PASSWORD"},
+        "bridge": {"LEDGER_PASSWORD", "BRIDGE_REDIS_PASSWORD", "BROKER_PASSWORD"} | bucket,
         "beat": {"BROKER_PASSWORD"},
-        "edge": {"EDGE_DB_PASSWORD", "EDGE_REDIS_PASSWORD"},
+        "edge": {"EDGE_DB_PASSWORD", "EDGE_REDIS_PASSWORD"} | bucket,
         "nginx": set(),
         "flower": {"BROKER_PASSWORD", "FLOWER_PASSWORD"},
         "worker": set(),
     }
+    told = {
+        name
+        for name, service in compose()["services"].items()
+        if "DRAWBRIDGE_ARTIFACTS_URL" in service.get("environment", {})
+    }
+    assert told == {"bridge", "edge"}
 
 
 def test_containers_are_hardened() -> None:

@@ -397,3 +397,13 @@ def test_workers_are_steered_from_the_command_line(url: str, edge: Edge, token: 
     nobody = say("drain", "nobody")
     assert nobody.exit_code == 1
     assert "no such worker" in nobody.output.lower()
+
+
+def test_no_proxy_is_asked_for_an_edge_of_this_machine(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+):
+    for name in ("HTTP_PROXY", "http_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    assert list(client.jobs()) == []
