@@ -16,6 +16,7 @@ from prometheus_client import (
     REGISTRY,
     CollectorRegistry,
     Counter,
+    Gauge,
     generate_latest,
     start_http_server,
 )
@@ -42,6 +43,10 @@ EFFECTS: Final = Counter(
 LOG_CUT: Final = Counter(
     "drawbridge_log_cut", "What workers wrote into logs beyond the limits.", ["what"]
 )
+ORDINARY: Final = Gauge(
+    "drawbridge_ordinary_workers", "Ordinary workers that consume a bridged queue.", ["queue"],
+    multiprocess_mode="max",
+)  # fmt: skip
 
 
 class Pairs:
@@ -91,6 +96,11 @@ def parked(kind: str) -> None:
 def log_cut(what: str, count: int = 1) -> None:
     """Count what was cut off a log."""
     LOG_CUT.labels(what).inc(count)
+
+
+def ordinary_workers(queue: str, count: int) -> None:
+    """Tell how many ordinary workers were just seen to consume a bridged queue."""
+    ORDINARY.labels(queue).set(count)
 
 
 def registry() -> CollectorRegistry:

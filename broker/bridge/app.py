@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Final
 
 from celery import Celery
+from celery.app.utils import find_app
 
 from broker.bridge import builtin_tasks, maintenance
 from broker.bridge.consumer import BridgeStep, MessagesStep
@@ -51,6 +54,32 @@ def make_app(settings: BridgeSettings) -> Celery:
     return app
 
 
+def load_app(name: str | None, settings: BridgeSettings) -> Any:
+    """Find the orchestrator's app by its name, or make a plain one.
+
+    Raises:
+        ConfigurationError: it cannot be imported, or nobody said where the Celery broker is.
+    """
+    if name is None:
+        return make_app(settings)
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))  # as Celery's own command does
+    try:
+        return find_app(name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigurationError(f"The app {name!r} cannot be imported: {error}") from error
+
+
+def can_confirm(app: Any) -> bool:
+    """Tell whether the app's broker is one that confirms what was published to it: RabbitMQ."""
+    return bool(app.connection_for_write().transport.driver_type == "amqp")
+
+
+def confirms(app: Any) -> bool:
+    """Tell whether the app waits until RabbitMQ has what it publishes."""
+    return bool((app.conf.broker_transport_options or {}).get("confirm_publish"))
+
+
 def install(
     app: Any,
     *,
@@ -75,7 +104,7 @@ def install(
     options = dict(app.conf.result_backend_transport_options or {})
     options.setdefault("retry_policy", _BACKEND_RETRY)
     app.conf.result_backend_transport_options = options
-    if app.connection_for_write().transport.driver_type == "amqp":
+    if can_confirm(app):
         told = dict(app.conf.broker_transport_options or {})
         app.conf.broker_transport_options = _CONFIRMED | told
         # RabbitMQ closes a channel that leaves a message unacknowledged for half an hour

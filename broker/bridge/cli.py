@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import logging
 import socket
-import sys
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import click
-from celery.app.utils import find_app
 from prometheus_client import REGISTRY
 
 from broker import figures
 from broker.bridge import maintenance
-from broker.bridge.app import install, make_app
+from broker.bridge.app import install, load_app, make_app
 from broker.bridge.runtime import Settings
 from broker.errors import ConfigurationError
 from broker.ledger.engine import Ledger
@@ -63,7 +60,7 @@ def bridge(
     told = _told(queues, broker_url, result_backend, declare_queues=declare_queues)
     settings = replace(Settings.from_env(), bridge=told)
     _check_tables(settings)
-    app = _app(app_name, told)
+    app = load_app(app_name, told)
     _check_results(app)
     installed = install(app, settings=settings)
     if metrics_port is not None:
@@ -128,14 +125,3 @@ def _check_results(app: Any) -> None:
             "The bridge has no result backend, and every AsyncResult.get() would wait for ever; "
             "give --result-backend or DRAWBRIDGE_RESULT_BACKEND (disabled:// if nobody waits)",
         )
-
-
-def _app(name: str | None, settings: BridgeSettings) -> Any:
-    if name is None:
-        return make_app(settings)
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))  # as Celery's own command does
-    try:
-        return find_app(name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigurationError(f"The app {name!r} cannot be imported: {error}") from error

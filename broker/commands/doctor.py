@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Final
 
 import click
 
-from broker.commands import ledger_checks, redis_checks
+from broker.commands import celery_checks, ledger_checks, redis_checks
 from broker.commands.findings import Finding, Level, ok, problem, skipped
 from broker.errors import ConfigurationError, LedgerUnavailable, StorageAway
 from broker.ledger.engine import Ledger
@@ -19,24 +20,38 @@ _MARKS: Final = {Level.OK: "ok", Level.NOTICE: "NOTE", Level.PROBLEM: "PROBLEM",
 
 
 @click.command()
+@click.option("-A", "--app", "app_name", help="The orchestrator's app, e.g. proj.celery.")
 @click.option("--broker-url", help="The Celery broker; default: DRAWBRIDGE_BROKER_URL.")
 @click.option("--result-backend", help="Celery's; default: DRAWBRIDGE_RESULT_BACKEND.")
 @click.option("--json", "as_json", is_flag=True, help="Say it for a script.")
 @click.pass_context
 def doctor(
-    ctx: click.Context, *, broker_url: str | None, result_backend: str | None, as_json: bool
+    ctx: click.Context,
+    *,
+    app_name: str | None,
+    broker_url: str | None,
+    result_backend: str | None,
+    as_json: bool,
 ) -> None:
     """Look whether all is well, and say what to do where it is not.
 
     Changes nothing. Exits with 1 when there is a problem.
     """
-    celery = BridgeSettings.from_env()
-    told = {
-        "celery broker": broker_url or celery.broker_url,
-        "result backend": result_backend or celery.result_backend,
-    }
-    others = {name: url for name, url in told.items() if url is not None}
+    told = BridgeSettings.from_env()
+    told, app = celery_checks.known(
+        replace(
+            told,
+            broker_url=broker_url or told.broker_url,
+            result_backend=result_backend or told.result_backend,
+        ),
+        app_name,
+    )
+    urls = {"celery broker": told.broker_url, "result backend": told.result_backend}
+    others = {name: url for name, url in urls.items() if url is not None}
     found = list(examine(StoreSettings.from_env(), others))
+    ill = {one.check for one in found if one.level is Level.PROBLEM}
+    well = "celery broker" not in ill
+    found += celery_checks.celery(told, app, own=app_name is not None, well=well)
     bad = [one for one in found if one.level is Level.PROBLEM]
     if as_json:
         click.echo(json.dumps({"ok": not bad, "checks": [_for_scripts(one) for one in found]}))

@@ -29,6 +29,8 @@ TIMEOUT_S: Final = 2.0
 #: of several nodes the worst is told
 _GRAVITY: Final = (Level.OK, Level.SKIPPED, Level.NOTICE, Level.PROBLEM)
 _REDIS: Final = frozenset({"redis", "rediss", "unix"})
+#: how kombu writes a socket's path
+_SOCKET: Final = "redis+socket"
 _START_BRIDGE: Final = "Start `drawbridge bridge`, or see in its log what it waits for."
 
 
@@ -117,7 +119,16 @@ def _version(info: Mapping[str, Any]) -> Finding:
 
 def _apart(name: str, url: str, runs: Collection[str]) -> Finding:
     """Look that Celery's server is another one: a FLUSHALL or a full memory must not reach both."""
-    if urlsplit(url).scheme not in _REDIS:
+    if urlsplit(url).scheme == _SOCKET:
+        url = "unix" + url.removeprefix(_SOCKET)
+    scheme = urlsplit(url).scheme
+    if "sentinel" in scheme:
+        return skipped(
+            name,
+            f"{place(url)} is a Redis behind Sentinels: see by hand that `INFO server` of its "
+            "master names another run_id than the reservations'.",
+        )
+    if scheme not in _REDIS:
         return ok(name, f"{place(url)} is no Redis, so it is another server.")
     client = _client(url)
     try:

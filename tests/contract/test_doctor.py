@@ -17,7 +17,7 @@ from broker.bridge.runtime import BEAT_MS, Bridge, Settings
 from broker.clock import Clock, to_ms
 from broker.commands.findings import Level, age
 from broker.commands.ledger_checks import offset
-from broker.commands.redis_checks import place
+from broker.commands.redis_checks import _version, place
 from broker.ledger.credentials import Credentials
 from broker.ledger.engine import Ledger
 from broker.ledger.outbox import outbox
@@ -84,7 +84,11 @@ def patient(ledger_url: str, valkey_url: str) -> Iterator[Patient]:
 
 
 def test_all_is_well(patient: Patient, start_valkey: Callable[..., Valkey]) -> None:
-    assert patient.problems() == {}
+    unknown = json.loads(patient.doctor("--json").output)
+    assert unknown["ok"]
+    assert {one["check"] for one in unknown["checks"] if one["status"] == "skipped"} == {
+        "confirms", "ordinary workers",
+    }  # fmt: skip
     broker = start_valkey()
     words = ("--broker-url", broker.url, "--result-backend", "rpc://")
     said = patient.doctor(*words)
@@ -94,7 +98,7 @@ def test_all_is_well(patient: Patient, start_valkey: Callable[..., Valkey]) -> N
     assert checks == {
         "ledger", "ledger clock", "reservations", "reservations clock", "eviction", "version",
         "artifacts", "celery broker", "result backend", "outbox", "parked", "credentials", "bridge",
-        "beat", "maintenance", "expiry",
+        "beat", "maintenance", "expiry", "confirms", "ordinary workers",
     }  # fmt: skip
 
 
@@ -187,6 +191,41 @@ def test_a_server_shared_with_celery(patient: Patient) -> None:
     assert set(patient.problems(DRAWBRIDGE_RESULT_BACKEND=other)) == {"result backend"}
     away = f"redis://127.0.0.1:{free_port()}/0"
     assert set(patient.problems(DRAWBRIDGE_BROKER_URL=away)) == {"celery broker"}
+    by_hand = json.loads(patient.doctor("--json", "--result-backend", "sentinel://h").output)
+    [said] = [one for one in by_hand["checks"] if one["check"] == "result backend"]
+    assert said["status"] == "skipped"
+    assert "run_id" in said["message"]
+
+
+@pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
+def test_rabbitmqs_confirms_are_asked_of_the_orchestrators_app(
+    patient: Patient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    away = f"amqp://me:s3cret@127.0.0.1:{free_port()}//"
+    (tmp_path / "shop.py").write_text(
+        "from celery import Celery\n"
+        f"hasty = Celery('hasty', broker={away!r})\n"
+        f"careful = Celery('careful', broker={away!r})\n"
+        "careful.conf.broker_transport_options = {'confirm_publish': True}\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def said(*words: str) -> dict[str, dict[str, str]]:
+        result = patient.doctor("--json", *words)
+        assert "s3cret" not in result.output
+        return {one["check"]: one for one in json.loads(result.output)["checks"]}
+
+    assert said("-A", "shop:careful")["confirms"]["status"] == "ok"
+    hasty = said("-A", "shop:hasty")["confirms"]
+    assert hasty["status"] == "problem"
+    assert "confirm_publish" in hasty["wayOut"]
+    # nobody knows who sends
+    unknown = said("--broker-url", away)
+    assert unknown["confirms"]["status"] == "notice"
+    assert "-A" in unknown["confirms"]["wayOut"]
+    assert unknown["ordinary workers"]["status"] == "problem"
+    result = patient.doctor("-A", "shop:nobody")
+    assert (result.exit_code, "cannot be imported" in result.output) == (1, True)
 
 
 def test_a_user_that_may_not_ask_is_told_so(patient: Patient) -> None:
@@ -296,6 +335,13 @@ def test_tokens_without_bounds_are_listed(patient: Patient) -> None:
     assert "half" in said["message"]
     assert "bound" not in said["message"]
     assert "gone" not in said["message"]
+
+
+@pytest.mark.parametrize(
+    "said,level", [("6.2.14", Level.PROBLEM), ("7.0.0", Level.OK), ("8", Level.OK)]
+)
+def test_a_server_of_old_is_refused(said: str, level: Level) -> None:
+    assert _version({"redis_version": said}).level is level
 
 
 @pytest.mark.parametrize("apart_s,level", [(0.0, Level.OK), (-1.5, Level.OK), (5, Level.PROBLEM)])

@@ -1,6 +1,7 @@
 """What the bridge's tests stand on: real servers, real bridges, and remote workers in few lines."""
 
 import gc
+import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -10,8 +11,10 @@ from typing import Any
 import redis
 from celery import Celery
 from celery.backends.redis import RedisBackend
+from click.testing import CliRunner
 from kombu.utils.encoding import bytes_to_str
 
+from broker import cli
 from broker.catalog import Catalog
 from broker.clock import Clock
 from broker.errors import Unavailable
@@ -88,6 +91,12 @@ class World:
         )
         started.wait_for(rf"{name}@here ready")
         return started
+
+    def doctor(self) -> dict[str, dict[str, str | None]]:
+        """Run `drawbridge doctor`; what it found, by check."""
+        result = CliRunner(env=self.environment).invoke(cli.drawbridge, ["doctor", "--json"])
+        assert isinstance(result.exception, SystemExit | None), result.exception
+        return {one["check"]: one for one in json.loads(result.output)["checks"]}
 
     @property
     def own_app(self) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """Brokers and apps as others run them: a locked Redis behind TLS, strangers, a package."""
 
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import redis
 from tests import tls
 from tests.e2e.bridges import QUEUE, ROOT, World, world_of
 from tests.processes import Process
-from tests.services import Valkey, until
+from tests.services import Valkey, free_port, until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(180)]
 GET_S = 30
@@ -73,10 +74,20 @@ def world(
 
 
 def test_an_ordinary_worker_on_a_bridged_queue_does_not_stay_unseen(world: World):
+    before = world.doctor()["ordinary workers"]
+    assert before["status"] == "ok"
     world.local_worker(queues=f"local,{QUEUE}")
+    seen = until(
+        lambda: (one := world.doctor()["ordinary workers"])["status"] == "problem" and one,
+        GET_S, "doctor finds it",
+    )  # fmt: skip
+    assert f"local@here ({QUEUE})" in seen["message"]
     # asked once a minute: a busy machine may miss the first answer
     said = f"ordinary worker local@here consumes the bridged queue {QUEUE}"
-    world.bridge().wait_for(said, timeout=150)
+    port = free_port()
+    world.bridge("--metrics-port", str(port)).wait_for(said, timeout=150)
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=GET_S) as answer:
+        assert f'drawbridge_ordinary_workers{{queue="{QUEUE}"}} 1.0' in answer.read().decode()
 
 
 PACKAGE = {

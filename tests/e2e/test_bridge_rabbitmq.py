@@ -203,6 +203,10 @@ def test_a_killed_rabbitmq_comes_back_with_every_confirmed_message(
     assert Counter(world.task_ids()) == Counter(sent)
     late = world.send()
     until(lambda: world.catalog.find(late.id), GET_S, "and goes on")
+    # a bridge's own consumers are no ordinary workers
+    found = world.doctor()
+    assert found["ordinary workers"]["status"] == "ok"
+    assert found["confirms"]["status"] == "notice"
 
 
 @pytest.mark.faults
