@@ -38,6 +38,8 @@ STREAM_BYTES_PER_S: Final = 16 * 1024
 #: how long a connection that we end may take to say goodbye, and what it may still send
 LEAVE_S: Final = 2.0
 LEAVE_BYTES: Final = 1024 * 1024
+#: how long a thread waits for the rest of a body that nobody wanted
+UNREAD_S: Final = 0.5
 #: connections that are taken from the queue of the kernel at once
 ACCEPTS: Final = 64
 
@@ -265,8 +267,10 @@ class EdgeWorker(ThreadWorker):
     # -- in a thread -------------------------------------------------------------------------
 
     def _keepalive_after(self, conn: Connection, keepalive: Any) -> bool:
-        # A body that nobody read is not worth a thread's time: the connection ends instead.
-        return bool(keepalive) and bool(conn.parser.finish_body(deadline=time.monotonic() + 0.1))
+        # A body that still comes is not worth a thread's time: the connection ends instead. Of one
+        # that was all here a deadline would only tell how long a busy machine let the thread wait.
+        deadline = time.monotonic() + UNREAD_S if conn in self._streams else None
+        return bool(keepalive) and bool(conn.parser.finish_body(deadline=deadline))
 
     def handle_request(self, req: Any, conn: Any) -> Any:
         """Let head and body of an answer leave together, in one segment."""

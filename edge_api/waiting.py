@@ -203,9 +203,13 @@ class Waiting:
         waiter = _Waiter(request, self._queue.eligibility(request))
         ticket = self._park(waiter)
         try:
-            return self._wait(ticket, waiter, time.monotonic() + wait_s, left, policy)
+            jobs = self._wait(ticket, waiter, time.monotonic() + wait_s, left, policy)
         finally:
             self._leave(ticket, waiter)
+        if not (jobs or self._stopped.is_set()):
+            # the answer names the cursor of its orders, which a long wait has forgotten
+            self._seen(request.worker_id)
+        return jobs
 
     def _try(self, request: ClaimRequest) -> list[Job]:
         if self._drains(request.worker_id):

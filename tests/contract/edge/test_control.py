@@ -105,6 +105,24 @@ def test_a_worker_that_drains_is_granted_nothing(edge: Edge, user: Caller, worke
     until(lambda: worker.claim().json["job"])
 
 
+def test_a_claim_that_waited_in_vain_names_the_cursor(
+    edge: Edge, user: Caller, worker: Caller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waiting = edge.services.waiting
+    leave = waiting._leave
+
+    def forget(*args: Any) -> None:
+        # what an edge knows of a worker it forgets while the worker waits
+        edge.services.presence._marked.clear()
+        leave(*args)
+
+    monkeypatch.setattr(waiting, "_leave", forget)
+    user.post("/workers/w1/drain")
+    answer = worker.claim(waitSeconds=1)
+    assert (answer.json["job"], answer.json["drain"]) == (None, True)
+    assert answer.headers["Bridge-Control-Cursor"] == "1"
+
+
 def test_orders_to_nobody_are_refused(edge: Edge, user: Caller) -> None:
     before = edge.state()
     for verb in ("drain", "resume"):
