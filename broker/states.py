@@ -75,10 +75,9 @@ TRANSITIONS: Final = MappingProxyType(
     },
 )
 
-TERMINAL: Final = frozenset(
-    {Status.SUCCEEDED, Status.FAILED, Status.CANCELLED, Status.DEAD_LETTER},
-)
-LIVE: Final = frozenset({Status.QUEUED, Status.RUNNING})
+#: something still happens to it by itself; out of the others leads a redrive, or nothing
+LIVE: Final = frozenset(source for source, event in TRANSITIONS if event is not Trigger.REDRIVE)
+TERMINAL: Final = frozenset(Status) - LIVE
 
 
 def target(source: Status, trigger: Trigger) -> Status:
@@ -89,6 +88,15 @@ def target(source: Status, trigger: Trigger) -> Status:
 def sources(trigger: Trigger) -> tuple[Status, ...]:
     """Name the statuses a trigger may start from, for the WHERE of its conditional update."""
     return tuple(status for status, event in TRANSITIONS if event is trigger)
+
+
+#: what a redrive may ask for, by the word for it
+REDRIVABLE: Final = MappingProxyType(
+    {
+        **{str(status): (status,) for status in sorted(sources(Trigger.REDRIVE))},
+        "any": sources(Trigger.REDRIVE),
+    }
+)
 
 
 def check_sql(column: str = "status") -> str:

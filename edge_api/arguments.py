@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Final
 import marshmallow as ma
 from marshmallow import fields, validate
 
+from broker.states import REDRIVABLE, Status
 from edge_api.fields import (
     DIGEST,
     INT32_MAX,
@@ -98,7 +99,7 @@ class RedriveFilterArgs(Args):
     """Which of the jobs that failed for good."""
 
     status = fields.String(
-        load_default="dead_letter", validate=validate.OneOf(("dead_letter", "failed", "any"))
+        load_default=str(Status.DEAD_LETTER), validate=validate.OneOf(tuple(REDRIVABLE))
     )
     type = Word(longest=64, allow_none=True, load_default=None)
     queue = Word(allow_none=True, load_default=None)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any
 
 from flask.views import MethodView
 
 from broker.records import Redrive, RedriveFilter, Redriven
-from broker.states import Status
+from broker.states import REDRIVABLE
 from edge_api.answers import RedrivenSchema
 from edge_api.arguments import RedriveArgs
 from edge_api.auth import Kind, principal, source
@@ -17,12 +17,6 @@ from edge_api.smorest import PREFIX, Blueprint
 blp = Blueprint(
     "dead_letters", __name__, url_prefix=f"{PREFIX}/dead-letters", description="Second chances"
 )
-
-_STATUSES: Final = {
-    "dead_letter": (Status.DEAD_LETTER,),
-    "failed": (Status.FAILED,),
-    "any": (Status.DEAD_LETTER, Status.FAILED),
-}
 
 
 @blp.route("/redrive", endpoint="redrive")
@@ -41,7 +35,7 @@ class RedriveJobs(MethodView):
         """
         wanted = args["filter"]
         if wanted is not None:
-            wanted = RedriveFilter(statuses=_STATUSES[wanted.pop("status")], **wanted)
+            wanted = RedriveFilter(statuses=REDRIVABLE[wanted.pop("status")], **wanted)
         return current_services().queue.redrive(
             Redrive(
                 ids=tuple(args["ids"] or ()),

@@ -37,6 +37,12 @@ KEPT_TIMES: Final = 20.0
 AGAIN_S: Final = 60.0
 NEVER: Final = float("inf")
 _BY_PAIR: Final = ("queue", "type")
+#: the jobs that are counted; the others, that ended well enough, only grow in number
+_BY_STATUS: Final = {
+    Status.QUEUED: ("drawbridge_queued_jobs", "Jobs that wait."),
+    Status.RUNNING: ("drawbridge_running_jobs", "Jobs that workers hold."),
+    Status.DEAD_LETTER: ("drawbridge_dead_letter_jobs", "Dead letters kept."),
+}
 
 
 class Gauges(Collector):
@@ -91,7 +97,7 @@ class Gauges(Collector):
 
     def _from_ledger(self, now: datetime) -> Iterator[Metric]:
         with self._ledger.read() as conn:
-            loads, rows = fleet.load(conn), outbox.waiting(conn)
+            loads, rows = fleet.load(conn, tuple(_BY_STATUS)), outbox.waiting(conn)
             oldest, parked = outbox.oldest(conn), outbox.parked(conn).rows
         yield from _loads(loads, now)
         waits_s = 0.0 if oldest is None else max(0.0, (now - oldest).total_seconds())
@@ -155,11 +161,6 @@ class OutboxWatch:
 
 
 def _loads(loads: Sequence[fleet.Load], now: datetime) -> Iterator[Metric]:
-    names = {
-        Status.QUEUED: ("drawbridge_queued_jobs", "Jobs that wait."),
-        Status.RUNNING: ("drawbridge_running_jobs", "Jobs that workers hold."),
-        Status.DEAD_LETTER: ("drawbridge_dead_letter_jobs", "Dead letters kept."),
-    }
     pairs = Pairs()
     counted: dict[tuple[Status, str, str], int] = {}
     ages: dict[tuple[str, str], float] = {}
@@ -169,7 +170,7 @@ def _loads(loads: Sequence[fleet.Load], now: datetime) -> Iterator[Metric]:
         if one.status is Status.QUEUED:
             age_s = max(0.0, (now - one.oldest).total_seconds())
             ages[pair] = max(age_s, ages.get(pair, 0.0))
-    for status, (name, said) in names.items():
+    for status, (name, said) in _BY_STATUS.items():
         family = GaugeMetricFamily(name, said, labels=_BY_PAIR)
         for (other, queue, type_), number in counted.items():
             if other is status:

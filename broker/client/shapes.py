@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Final, TypedDict
 
+from broker.states import TERMINAL
+
 #: statuses after which a job changes no more, unless it is redriven
-ENDED: Final = frozenset({"succeeded", "failed", "cancelled", "dead_letter"})
+ENDED: Final = frozenset(str(status) for status in TERMINAL)
 
 
 class Job(TypedDict):

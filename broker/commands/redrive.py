@@ -15,20 +15,15 @@ from broker.queue import JobQueue
 from broker.records import Redrive, RedriveFilter, RedriveItem, Redriven
 from broker.reservations.store import Reservations
 from broker.settings import QueueSettings, StoreSettings
-from broker.states import Status
+from broker.states import REDRIVABLE, Status
 
-_STATUSES: Final = {
-    "dead_letter": (Status.DEAD_LETTER,),
-    "failed": (Status.FAILED,),
-    "any": (Status.DEAD_LETTER, Status.FAILED),
-}
 #: what a filter takes at once unless asked otherwise
 LIMIT: Final = 1000
 
 
 @click.command()
 @click.argument("ids", nargs=-1, metavar="[ID]...")
-@click.option("--status", type=click.Choice(sorted(_STATUSES)), help="Default: dead_letter.")
+@click.option("--status", type=click.Choice(sorted(REDRIVABLE)), help="Default: dead_letter.")
 @click.option("--type", "type_", help="Jobs of this type.")
 @click.option("--queue", help="Jobs of this queue.")
 @click.option("--since", metavar="TIME", help="Jobs that ended within, e.g. 12h, or since a date.")
@@ -60,7 +55,7 @@ def redrive(
     wanted = None
     if not ids:
         wanted = RedriveFilter(
-            statuses=_STATUSES[status or "dead_letter"],
+            statuses=REDRIVABLE[status or Status.DEAD_LETTER],
             type=type_,
             queue=queue,
             since=None if since is None else moment(since, datetime.now(UTC)),

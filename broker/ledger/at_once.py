@@ -25,7 +25,7 @@ from broker.ledger.grants import Terms
 from broker.ledger.moves import DUE, END_LEASE, NOW, Sql, update
 from broker.ledger.outbox import outbox
 from broker.records import Completion, Job
-from broker.states import Status, Trigger, sources, target
+from broker.states import Trigger, sources, target
 
 _JOBS: Final = jobs.jobs
 _WORKERS: Final = workers.workers
@@ -136,6 +136,7 @@ def _lock() -> Any:
 
 @cache
 def _complete(dialect: sa.Dialect, *, many: bool) -> Prepared:
+    (running,) = sources(Trigger.COMPLETE)
     names = ("ids", "leases", "results", "summaries", "digests", "shown", "payloads")
     given = (
         sa.func.unnest(*(_bind(name, _TEXTS) for name in names))
@@ -144,13 +145,13 @@ def _complete(dialect: sa.Dialect, *, many: bool) -> Prepared:
     )
     where = [
         _JOBS.c.id == given.c.ids, _among(many=many),
-        _JOBS.c.status == _fixed(Status.RUNNING), _JOBS.c.lease_id == given.c.leases,
+        _JOBS.c.status == _fixed(running), _JOBS.c.lease_id == given.c.leases,
         _JOBS.c.claimed_by == _WORKER,
         # what hangs on a task is told in an order of its own
         _JOBS.c.canvas.is_(None),
     ]  # fmt: skip
     to = {
-        **END_LEASE, "status": _fixed(target(Status.RUNNING, Trigger.COMPLETE)),
+        **END_LEASE, "status": _fixed(target(running, Trigger.COMPLETE)),
         "last_digest": given.c.digests, "finished_at": Sql.THE_MOMENT,
         "result": given.c.results, "result_summary": given.c.summaries,
         "reason": None, "error_message": None, "error_type": None, "traceback": None,

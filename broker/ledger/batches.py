@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from broker import effects, figures
 from broker.ledger import attempts, events, jobs, outbox
 from broker.records import Job
-from broker.states import Status, Trigger, target
+from broker.states import Trigger, sources, target
 
 _JOBS: Final = jobs.jobs
 _ATTEMPTS: Final = attempts.attempts
@@ -61,11 +61,12 @@ def complete(conn: sa.Connection, endings: Sequence[Ending], *, now: datetime) -
 
 def _update(endings: Sequence[Ending], now: datetime) -> Any:
     """Build the UPDATE; what differs from job to job stands in a CASE by its id."""
+    (running,) = sources(Trigger.COMPLETE)
     return (
         _JOBS.update()
-        .where(_JOBS.c.id.in_([one.job.id for one in endings]), _JOBS.c.status == Status.RUNNING)
+        .where(_JOBS.c.id.in_([one.job.id for one in endings]), _JOBS.c.status == running)
         .values(
-            status=target(Status.RUNNING, Trigger.COMPLETE),
+            status=target(running, Trigger.COMPLETE),
             version=_JOBS.c.version + 1,
             event_seq=_JOBS.c.event_seq + 1,
             updated_at=now,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
@@ -105,15 +105,14 @@ class Load:
     oldest: datetime
 
 
-def load(conn: sa.Connection) -> list[Load]:
-    """Count what waits, runs or is a dead letter; reads all of these rows, so ask seldom."""
-    told = (Status.QUEUED, Status.RUNNING, Status.DEAD_LETTER)
+def load(conn: sa.Connection, statuses: Collection[Status]) -> list[Load]:
+    """Count the jobs in these statuses; reads all of their rows, so ask seldom."""
     query = (
         sa.select(
             jobs.c.queue, jobs.c.type, jobs.c.status, sa.func.count(),
             sa.func.min(jobs.c.created_at, type_=jobs.c.created_at.type),
         )
-        .where(jobs.c.status.in_(told))
+        .where(jobs.c.status.in_(statuses))
         .group_by(jobs.c.queue, jobs.c.type, jobs.c.status)
     )  # fmt: skip
     return [Load(*row) for row in conn.execute(query)]

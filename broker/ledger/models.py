@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from broker.ledger.columns import JsonText, StatusText, UtcDateTime
-from broker.states import Status, check_sql
+from broker.states import Status, Trigger, check_sql, target
 
 #: SQLite numbers only INTEGER PRIMARY KEY by itself
 BigId = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
@@ -47,7 +47,8 @@ class JobRow(Base):
     __table_args__ = (
         sa.CheckConstraint(check_sql(), name="status"),
         sa.CheckConstraint(
-            "(status = 'running') = (lease_id IS NOT NULL)", name="running_has_lease"
+            f"(status = '{target(Status.QUEUED, Trigger.GRANT)}') = (lease_id IS NOT NULL)",
+            name="running_has_lease",
         ),
         sa.UniqueConstraint("created_by", "idempotency_key"),
         sa.Index("ix_jobs_created", "created_at", "id"),
@@ -55,8 +56,8 @@ class JobRow(Base):
         sa.Index("ix_jobs_status_seq", "status", "seq"),
         sa.Index("ix_jobs_updated_at", "updated_at"),
         sa.Index("ix_jobs_worker", "claimed_by", "status"),
-        sa.Index("ix_jobs_expires_at", "expires_at", **_where("status = 'queued'")),
-        sa.Index("ix_jobs_cancel", "cancel_requested_at", **_where("status = 'running'")),
+        sa.Index("ix_jobs_expires_at", "expires_at", **_where(f"status = '{Status.QUEUED}'")),
+        sa.Index("ix_jobs_cancel", "cancel_requested_at", **_where(f"status = '{Status.RUNNING}'")),
     )
 
     id: Mapped[str] = mapped_column(sa.String(36), primary_key=True)

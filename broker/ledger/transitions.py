@@ -21,7 +21,7 @@ from broker.ledger.attempts import end_attempt
 from broker.ledger.jobs import not_before
 from broker.ledger.moves import END_LEASE, Moved, Sql, transition
 from broker.records import Holder, Job
-from broker.states import Status, Trigger, target
+from broker.states import Status, Trigger, sources, target
 
 #: a worker may ask for a later retry than ours, up to this
 RETRY_AFTER_MAX_S = 3600.0
@@ -38,13 +38,14 @@ def complete(
     now: datetime,
 ) -> Job | None:
     """End a lease with success, in one UPDATE that asks who holds it; None when none matched."""
+    (running,) = sources(Trigger.COMPLETE)
     ended = {
-        **END_LEASE, "status": target(Status.RUNNING, Trigger.COMPLETE), "last_digest": digest,
+        **END_LEASE, "status": target(running, Trigger.COMPLETE), "last_digest": digest,
         "finished_at": Sql.THE_MOMENT, "result": result, "result_summary": result_summary,
         "reason": None, "error_message": None, "error_type": None, "traceback": None,
     }  # fmt: skip
     found = transition(
-        conn, [job_id], now=now, status=Status.RUNNING, lease_id=holder.lease_id,
+        conn, [job_id], now=now, status=running, lease_id=holder.lease_id,
         claimed_by=holder.worker_id, to=ended,
     )  # fmt: skip
     if not found:

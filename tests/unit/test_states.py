@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import sqlite3
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -46,6 +48,72 @@ def test_the_words_are_the_contract():
 def test_a_status_is_live_or_has_ended():
     assert set(Status) == LIVE | TERMINAL
     assert not LIVE & TERMINAL
+    assert {"queued", "running"} == LIVE
+    assert dict(states.REDRIVABLE) == {
+        "dead_letter": ("dead_letter",), "failed": ("failed",), "any": ("failed", "dead_letter"),
+    }  # fmt: skip
+
+
+WORDS = {str(status) for status in Status}
+NAMES = {status.name for status in Status}
+
+
+def lists(source: str) -> Iterator[str]:
+    """Name where a module writes down several statuses, which the table could tell it."""
+    for node in ast.walk(ast.parse(source)):
+        match node:
+            case ast.Tuple(elts=elements) | ast.List(elts=elements) | ast.Set(elts=elements):
+                if len({name for one in elements if (name := status_in(one))}) > 1:
+                    yield f"line {node.lineno}: {ast.unparse(node)}"
+            case ast.BoolOp(op=ast.Or(), values=values):
+                asked = [one.comparators[0] for one in values if isinstance(one, ast.Compare)]
+                if len({name for one in asked if (name := status_in(one))}) > 1:
+                    yield f"line {node.lineno}: {ast.unparse(node)}"
+            case ast.Constant(value=str(text)):
+                if len(WORDS & set(re.findall(r"'(\w+)'", text))) > 1:
+                    yield f"line {node.lineno}: {text}"
+
+
+def status_in(node: ast.expr) -> str | None:
+    """Return the status that an expression is, if it is one."""
+    match node:
+        case ast.Attribute(attr=name) if name in NAMES:
+            return Status[name]
+        case ast.Constant(value=str(word)) if word in WORDS:
+            return word
+    return None
+
+
+@pytest.mark.parametrize("folder", ["broker", "edge_api"])
+def test_nobody_else_writes_down_which_statuses_there_are(folder: str):
+    files = [
+        path
+        for path in (README.parents[1] / folder).rglob("*.py")
+        if "migrations" not in path.parts
+    ]
+    assert len(files) > 20
+    found = [
+        f"{path.name}, {one}"
+        for path in files
+        if path != Path(states.__file__)
+        for one in lists(path.read_text(encoding="utf-8"))
+    ]
+    assert not found, "see LIVE, TERMINAL, REDRIVABLE and sources() in broker/states.py"
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        'ENDED = frozenset({"failed", "dead_letter"})',
+        "query.where(jobs.c.status.in_([Status.QUEUED, Status.RUNNING]))",
+        "back = (states.Status.FAILED, Status.DEAD_LETTER)",
+        "over = job.status is Status.FAILED or job.status == 'cancelled'",
+        """sa.text("status IN ('queued', 'running')")""",
+    ],
+)
+def test_a_list_of_statuses_is_found(bad: str):
+    assert len(list(lists(bad))) == 1
+    assert not list(lists('one = (Status.QUEUED, "and", "others"); two = ("failed", "Job failed")'))
 
 
 def test_only_a_redrive_leads_out_of_an_end():
