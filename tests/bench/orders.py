@@ -49,10 +49,9 @@ class _Waiting:
         self.works = works
         self.cursor = 0
         self.heard = 0.0
-        self.connect()
 
     def connect(self) -> None:
-        """Have a line of one's own."""
+        """Have a line of one's own; one on which nobody asks for 30 s is ended with a 408."""
         self.sock = socket.create_connection((self._url.hostname, self._url.port), timeout=60)
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
@@ -104,6 +103,7 @@ class _Crowd:
 
     def __enter__(self) -> Self:
         for at, one in enumerate(self.workers):
+            one.connect()
             one.ask()
             if at % CROWD == CROWD - 1:
                 time.sleep(0.5)
@@ -134,9 +134,14 @@ class _Crowd:
                 while again and again[0][0] <= time.monotonic():
                     # as a worker does: anew, a little later
                     _, one = again.pop(0)
-                    one.connect()
-                    one.ask()
-                    selector.register(one.sock, selectors.EVENT_READ, one)
+                    try:
+                        one.connect()
+                        one.ask()
+                    except OSError as no:
+                        self.refused[str(no)] += 1
+                        again.append((time.monotonic() + AGAIN_S, one))
+                    else:
+                        selector.register(one.sock, selectors.EVENT_READ, one)
 
 
 def _run(made: Rig, workers: int, rounds: int) -> list[dict[str, Any]]:
@@ -145,12 +150,15 @@ def _run(made: Rig, workers: int, rounds: int) -> list[dict[str, Any]]:
     _, token = made.credentials.create("operator", worker_id=None, policy=Policy(), now=now)
     operator = HttpClient(made.url, token, "operator")
     with _Crowd(made, workers) as crowd:
-        until(parked(made, workers), 120, what=f"{workers} workers wait")
+        until(
+            parked(made, workers), 120,
+            lambda: f"{workers} workers wait; refused {crowd.refused}",
+        )  # fmt: skip
         held = {"edge MiB before": before, "edge MiB": _memory_mib(made)}
         rows = []
         for works, word in ((True, "orders"), (False, "jobs")):
             told = _some_of(crowd.workers, rounds, works=works)
-            taken = [_order(operator, one) for one in told]
+            taken = [_order(operator, one, crowd.refused) for one in told]
             rows.append({"workers": workers, "waiting for": word} | cuts_ms(taken) | held)
         operator.close()
         return [row | {"refused": str(dict(crowd.refused))} for row in rows]
@@ -162,12 +170,12 @@ def _some_of(crowd: Sequence[_Waiting], rounds: int, *, works: bool) -> list[_Wa
     return random.Random(1).sample(of_kind, min(rounds, len(of_kind)))
 
 
-def _order(operator: HttpClient, told: _Waiting) -> float:
+def _order(operator: HttpClient, told: _Waiting, refused: Counter[str]) -> float:
     """Order one worker to drain; return the seconds until it heard so."""
     told.heard = 0.0
     sent = time.perf_counter()
     operator.post(f"/workers/{told.worker_id}/drain", {})
-    until(lambda: told.heard, 60, what="the worker hears the order")
+    until(lambda: told.heard, 60, lambda: f"the worker hears the order; refused {refused}")
     return told.heard - sent
 
 

@@ -209,6 +209,8 @@ def rig(database: str, *, processes: int = 1) -> Iterator[Rig]:
         env = {
             "DRAWBRIDGE_DATABASE_URL": url, "DRAWBRIDGE_RESERVATIONS_URL": valkey.url,
             "DRAWBRIDGE_DATA_DIR": str(folder), "DRAWBRIDGE_ARTIFACTS_DIR": str(folder / "files"),
+            # one client stands for a fleet, and calls more often than a worker may
+            "DRAWBRIDGE_CALLS_PER_SECOND": "100000",
         }  # fmt: skip
         argv = [
             command("drawbridge"),
