@@ -33,8 +33,8 @@ class Snapshot:
     jobs: tuple[JobLine, ...]
     endings: dict[str, int]
     claims: int
-    #: since the edge last answered a claim; None before the first
-    claim_s: float | None
+    #: since the edge last answered a claim or renewed a lease; None before the first
+    heard_s: float | None
     deaf_s: float
     #: what is wrong, for people; empty when all is well
     troubles: tuple[str, ...]
@@ -59,7 +59,10 @@ class Board:
             jobs=jobs,
             endings=dict(self._daemon.endings),
             claims=claiming.claims,
-            claim_s=None if claiming.answered is None else now - claiming.answered,
+            heard_s=_least(
+                None if claiming.answered is None else now - claiming.answered,
+                *(job.beat_s for job in jobs),
+            ),
             deaf_s=claiming.deaf_s(),
             troubles=tuple(self._troubles(jobs)),
         )
@@ -90,3 +93,8 @@ class Board:
             beat_s=None if renewed is None else now - renewed,
             refused=run.lease.refused,
         )
+
+
+def _least(*times_s: float | None) -> float | None:
+    """Return the shortest time there is."""
+    return min((one for one in times_s if one is not None), default=None)

@@ -93,7 +93,10 @@ _COMMON = (
         "--ca-file", type=_PATH,
         help="Certificates to trust for the edge [SSL_CERT_FILE, else the usual authorities].",
     ),
-    option("--work-dir", type=_PATH, default=_default_work_dir, help="Workspaces and spool."),
+    option(
+        "--work-dir", type=_PATH, default=_default_work_dir,
+        help="Workspaces and spool [~/.local/state/drawbridge-worker].",
+    ),
     option("--git", default="git", help="The git program."),
     option("--codex", default="codex", help="The Codex CLI."),
     option(
@@ -102,7 +105,7 @@ _COMMON = (
     ),
     option(
         "--codex-sandbox", type=click.Choice(SANDBOXES), default="workspace-write",
-        help="Codex's own sandbox; a job cannot choose it.",
+        show_default=True, help="Codex's own sandbox; a job cannot choose it.",
     ),
     option("--model", help="Model for jobs that name none."),
     option("--effort", help="Reasoning effort for jobs that name none."),
@@ -120,7 +123,8 @@ _COMMON = (
     option("--gh", default="gh", help="The GitHub CLI."),
     option("--forge-api", help="REST API for pull requests [the host's: GitHub or Enterprise]."),
     option(
-        "--git-author", default=GIT_AUTHOR, help="Whose the published commits are."
+        "--git-author", default=GIT_AUTHOR, show_default=True,
+        help="Whose the published commits are."
     ),
     option(
         "--allow-workflows", is_flag=True,
@@ -130,15 +134,27 @@ _COMMON = (
         "--pass-env", type=_Words(), default="",
         help="Variables that jobs get beside proxies and certificates.",
     ),
-    option("--lease-seconds", type=click.IntRange(1, 3600), default=60, show_default=True),
-    option("--wait-seconds", type=click.IntRange(0, 50), default=25, show_default=True),
+    option(
+        "--lease-seconds", type=click.IntRange(1, 3600), default=60, show_default=True,
+        help="How long a job is ours without a heartbeat; how soon others may have it then.",
+    ),
+    option(
+        "--wait-seconds", type=click.IntRange(0, 50), default=25, show_default=True,
+        help="How long the edge may hold a claim until there is a job.",
+    ),
     option(
         "--time-limit", type=click.IntRange(1), default=7200, show_default=True,
         help="Seconds a job may take at most.",
     ),
     *(option(name, **more) for name, more in CHILD_OPTIONS),
-    option("--concurrency", type=click.IntRange(1, 100), default=1, show_default=True),
-    option("--log-format", type=click.Choice(LOG_FORMATS), default="auto", show_default=True),
+    option(
+        "--concurrency", type=click.IntRange(1, 100), default=1, show_default=True,
+        help="Jobs at once.",
+    ),
+    option(
+        "--log-format", type=click.Choice(LOG_FORMATS), default="auto", show_default=True,
+        help="auto: a live view on a terminal, JSON lines elsewhere.",
+    ),
 )  # fmt: skip
 
 

@@ -157,7 +157,10 @@ def _git(settings: Settings) -> str:
 
 def _codex(settings: Settings) -> str:
     """See that the Codex CLI is there and starts."""
-    way_out = "npm install -g @openai/codex, or name it with --codex"
+    way_out = (
+        "npm install -g @openai/codex, or name it with --codex; for other jobs alone, name their"
+        " types with --types"
+    )
     path = _program(settings.codex, settings, way_out=way_out)
     with _codex_environment(settings) as environment:
         said = _output([path, "--version"], environment, settings.run_as)

@@ -48,8 +48,8 @@ def drawn(now: Snapshot) -> RenderableType:
     head = f"{now.state} · {len(now.jobs)} of {now.slots} slots"
     for ending, number in sorted(now.endings.items()):
         head += f" · {number} {ending}"
-    if now.claim_s is not None:
-        head += f" · edge heard {now.claim_s:.0f} s ago"
+    if now.heard_s is not None:
+        head += f" · edge heard {now.heard_s:.0f} s ago"
     table = Table("job", "type", "for", "heartbeat", "progress", box=None, pad_edge=False)
     for job in now.jobs:
         beat = "-" if job.beat_s is None else f"{job.beat_s:.0f} s ago"

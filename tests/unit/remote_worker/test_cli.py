@@ -322,6 +322,6 @@ class Seen:
             id="j", type="echo", running_s=3.0, said="cloning\x1b[2J", beat_s=1.0, refused=False
         )
         return Snapshot(
-            state="running", slots=2, jobs=(line,), endings={"complete": 2}, claims=5, claim_s=1.0,
+            state="running", slots=2, jobs=(line,), endings={"complete": 2}, claims=5, heard_s=1.0,
             deaf_s=0.0, troubles=self.troubles,
         )  # fmt: skip

@@ -2,12 +2,15 @@
 
 import io
 import logging
+from types import SimpleNamespace
+from typing import Any
 
 from rich.console import Console
 
-from remote_worker.board import JobLine, Snapshot
+from remote_worker.board import Board, JobLine, Snapshot
 from remote_worker.job import parse_beat, parse_welcome
 from remote_worker.log import TextFormatter
+from remote_worker.slots import State
 from remote_worker.terminal import drawn
 
 STEERING = "\x1b]0;mine\x07\x1b[2J"
@@ -32,10 +35,24 @@ def test_a_trace_neither_steers_the_terminal_nor_looks_like_a_record() -> None:
 def test_a_type_does_not_steer_the_live_view() -> None:
     job = JobLine(id="j", type=STEERING, running_s=0, said=STEERING, beat_s=None, refused=False)
     now = Snapshot(
-        state="running", slots=1, jobs=(job,), endings={}, claims=0, claim_s=None, deaf_s=0,
+        state="running", slots=1, jobs=(job,), endings={}, claims=0, heard_s=None, deaf_s=0,
         troubles=(),
     )  # fmt: skip
     console = Console(file=io.StringIO(), width=200)
     with console.capture() as shown:
         console.print(drawn(now))
     assert "\x1b" not in shown.get()
+
+
+def test_a_full_worker_hears_the_edge_by_its_heartbeats() -> None:
+    lease = SimpleNamespace(renewed=95.0, said="", refused=False)
+    run = SimpleNamespace(job=SimpleNamespace(id="j", type="t"), lease=lease, started=0.0)
+    daemon: Any = SimpleNamespace(
+        slots=SimpleNamespace(running=lambda: (run,), held=False, state=State.RUNNING, limit=1),
+        claiming=SimpleNamespace(answered=40.0, claims=1, deaf=False, deaf_s=lambda: 0.0),
+        terms=SimpleNamespace(interval_s=20.0),
+        endings={},
+    )
+    assert Board(daemon, clock=lambda: 100.0).look().heard_s == 5.0
+    lease.renewed = None
+    assert Board(daemon, clock=lambda: 100.0).look().heard_s == 60.0
