@@ -16,6 +16,7 @@ from remote_worker import codex, credentials, daemon, isolation, log, preflight
 from remote_worker.board import Board
 from remote_worker.client import Client
 from remote_worker.errors import Misconfigured
+from remote_worker.gates import Passed
 from remote_worker.handlers import load
 from remote_worker.handlers.context import Handler
 from remote_worker.options import PREFIX, common, option, settings_of
@@ -138,7 +139,7 @@ def _handlers(settings: Settings) -> Mapping[str, Handler]:
     return {name: one for name, one in handlers.items() if name in (settings.types or handlers)}
 
 
-def _closed(passed: preflight.Passed) -> int:
+def _closed(passed: Passed) -> int:
     """Return the exit code of gates that did not all open."""
     return daemon.EXIT_REFUSED if passed.refused else daemon.EXIT_PREFLIGHT
 
@@ -191,7 +192,7 @@ def _connect(settings: Settings) -> tuple[Wire, Callable[[], Redactor]]:
     return wire, make_redactor
 
 
-def _show(passed: preflight.Passed, *, stream_is_stderr: bool) -> None:
+def _show(passed: Passed, *, stream_is_stderr: bool) -> None:
     """Print the gates as a table, with the way out of each closed one."""
     width = max(len(gate.name) for gate in passed.gates)
     for gate in passed.gates:

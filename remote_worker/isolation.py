@@ -80,8 +80,7 @@ def box(settings: Settings, *, own: Path) -> Box:
     """
     kind, program = _found(settings.isolation, settings.path, settings.run_as)
     tasks = settings.limits.tasks
-    counter = shutil.which("prlimit", path=settings.path)
-    counted = counter is not None and tasks is not None and _kernel() >= _NPROC_KERNEL
+    counter = _counter(settings)
     return Box(
         kind=kind,
         program=program,
@@ -92,9 +91,24 @@ def box(settings: Settings, *, own: Path) -> Box:
         ),
         work_dir=settings.work_dir.resolve(),
         own=own.resolve(),
-        inside=(str(counter), f"--nproc={tasks}", "--") if counted else (),
+        inside=() if counter is None else (counter, f"--nproc={tasks}", "--"),
         account=settings.run_as,
     )
+
+
+def _counter(settings: Settings) -> str | None:
+    """Return the program by which the kernel counts the tasks in a box; None if it cannot."""
+    known = settings.limits.tasks is not None and _kernel() >= _NPROC_KERNEL
+    return shutil.which("prlimit", path=settings.path) if known else None
+
+
+def refuses_tasks(settings: Settings) -> bool:
+    """Say whether the kernel itself refuses a job's child tasks beyond its limit."""
+    if is_root() and settings.run_as is None:
+        # of root it counts nothing
+        return False
+    kind, _ = _found(settings.isolation, settings.path, settings.run_as)
+    return kind is Kind.NONE or _counter(settings) is not None
 
 
 def verdict(settings: Settings) -> tuple[str, list[str]]:

@@ -2,26 +2,22 @@
 
 import contextlib
 import re
-import shutil
 import stat
-import subprocess
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
-from remote_worker import codex, credentials, isolation
-from remote_worker.account import Account
+from remote_worker import bounds, codex, credentials, isolation
 from remote_worker.credentials import Credential
 from remote_worker.errors import Misconfigured, Refused, Unanswered
+from remote_worker.gates import Closed, Gate, Passed, attempt, output, program
 from remote_worker.job import Job, Welcome
 from remote_worker.settings import UNSANDBOXED, Settings
 from remote_worker.wire import Wire
 
 #: 2.38 is the first to know `safe.bareRepository`; an older git would ignore it without a word.
 GIT_MIN = (2, 38)
-_PROGRAM_LIMIT_S = 30.0
 
 
 _SANDBOX_WAY_OUT = (
@@ -32,89 +28,30 @@ _SANDBOX_WAY_OUT = (
 )
 
 
-class Closed(Exception):
-    """A gate that did not open."""
-
-    def __init__(self, detail: str, *, way_out: str, refused: bool = False) -> None:
-        super().__init__(detail)
-        self.way_out = way_out
-        #: the edge itself said no
-        self.refused = refused
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Gate:
-    """One gate's answer."""
-
-    name: str
-    ok: bool
-    detail: str
-    #: what to do about it; empty when it is open and all is well
-    way_out: str = ""
-    #: open, and yet jobs may not go as their senders think
-    warning: bool = False
-    #: closed by the edge, which does not want this worker
-    refused: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Passed:
-    """Everything the gates found out."""
-
-    gates: tuple[Gate, ...]
-    #: what the edge said at hello; None when it could not be asked
-    welcome: Welcome | None
-
-    @property
-    def ok(self) -> bool:
-        """Say whether claiming may begin."""
-        return self.welcome is not None and all(gate.ok for gate in self.gates)
-
-    @property
-    def refused(self) -> bool:
-        """Say whether only the edge's no stands in the way: nothing on this machine."""
-        closed = [gate for gate in self.gates if not gate.ok]
-        return bool(closed) and all(gate.refused for gate in closed)
-
-    @property
-    def warnings(self) -> tuple[Gate, ...]:
-        """Return the gates that are open with a warning."""
-        return tuple(gate for gate in self.gates if gate.warning)
-
-
 def check(settings: Settings, wire: Wire) -> Passed:
     """Try every gate, also behind a closed one: a person mends them all at once."""
     gates = [
-        _try("work directory", lambda: _work_dir(settings)),
-        _try("git", lambda: _git(settings)),
+        attempt("work directory", lambda: _work_dir(settings)),
+        attempt("git", lambda: _git(settings)),
     ]
     # no types named: any may come, and codex_exec is the one we run
     if not settings.types or any(one.startswith("codex_") for one in settings.types):
-        found = _try("codex", lambda: _codex(settings))
+        found = attempt("codex", lambda: _codex(settings))
         gates.append(found)
         if found.ok:
-            gates.append(_try("codex login", lambda: _codex_login(settings)))
+            gates.append(attempt("codex login", lambda: _codex_login(settings)))
             gates.append(_codex_sandbox(settings))
     gates.append(_isolation(settings))
+    gates.append(Gate(name="limits", ok=True, detail=bounds.told(settings)))
     credential = credentials.of(settings)
     if credential is not None:
-        gates.append(_try("git credential", lambda: _git_credential(credential)))
-    edge = _try("edge", lambda: _edge(wire))
+        gates.append(attempt("git credential", lambda: _git_credential(credential)))
+    edge = attempt("edge", lambda: _edge(wire))
     gates.append(edge)
     welcomes: list[Welcome] = []
     if edge.ok:
-        gates.append(_try("token", lambda: _token(settings, wire, welcomes)))
+        gates.append(attempt("token", lambda: _token(settings, wire, welcomes)))
     return Passed(gates=tuple(gates), welcome=welcomes[0] if welcomes else None)
-
-
-def _try(name: str, gate: Callable[[], str]) -> Gate:
-    """Ask one gate."""
-    try:
-        return Gate(name=name, ok=True, detail=gate())
-    except Closed as closed:
-        return Gate(
-            name=name, ok=False, detail=str(closed), way_out=closed.way_out, refused=closed.refused
-        )
 
 
 def _work_dir(settings: Settings) -> str:
@@ -142,8 +79,8 @@ def _work_dir(settings: Settings) -> str:
 
 def _git(settings: Settings) -> str:
     """See that git is there and knows what keeps a hostile repository harmless."""
-    path = _program(settings.git, settings, way_out="install git, or name it with --git")
-    text = _output([path, "--version"], {"PATH": settings.path, "LC_ALL": "C"}).strip()
+    path = program(settings.git, settings, way_out="install git, or name it with --git")
+    text = output([path, "--version"], {"PATH": settings.path, "LC_ALL": "C"}).strip()
     match = re.search(r"(\d+)\.(\d+)", text)
     if match is None or (int(match[1]), int(match[2])) < GIT_MIN:
         wanted = ".".join(map(str, GIT_MIN))
@@ -161,9 +98,9 @@ def _codex(settings: Settings) -> str:
         "npm install -g @openai/codex, or name it with --codex; for other jobs alone, name their"
         " types with --types"
     )
-    path = _program(settings.codex, settings, way_out=way_out)
+    path = program(settings.codex, settings, way_out=way_out)
     with _codex_environment(settings) as environment:
-        said = _output([path, "--version"], environment, settings.run_as)
+        said = output([path, "--version"], environment, settings.run_as)
     text = said.strip().splitlines()
     return f"{text[-1] if text else 'unknown version'} ({path})"
 
@@ -172,7 +109,7 @@ def _codex_login(settings: Settings) -> str:
     """See that Codex is logged in, with the CODEX_HOME the jobs will have."""
     with _codex_environment(settings) as environment:
         try:
-            text = _output(codex.login_status_argv(settings), environment, settings.run_as)
+            text = output(codex.login_status_argv(settings), environment, settings.run_as)
         except Closed as closed:
             raise Closed(
                 f"not logged in with CODEX_HOME={settings.codex_home}: {closed}",
@@ -279,31 +216,6 @@ def _hello(settings: Settings, wire: Wire) -> Welcome:
         if no.status != 404 or no.code != "job_not_found":  # noqa: PLR2004 - HTTP
             raise
     return Welcome()
-
-
-def _program(name: str, settings: Settings, *, way_out: str) -> str:
-    """Find a program."""
-    path = shutil.which(name, path=settings.path)
-    if path is None:
-        raise Closed(f"{name} is not there, or cannot be executed", way_out=way_out)
-    return path
-
-
-def _output(argv: list[str], environment: Mapping[str, str], account: Account | None = None) -> str:
-    """Run a short program and return what it says."""
-    try:
-        done = subprocess.run(
-            argv, env=dict(environment), capture_output=True, timeout=_PROGRAM_LIMIT_S, check=False,
-            stdin=subprocess.DEVNULL, cwd="/", user=account.uid if account else None,
-            group=account.gid if account else None, extra_groups=[] if account else None,
-        )  # fmt: skip
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise Closed(f"{argv[0]} does not run: {error}", way_out=f"mend {argv[0]}") from None
-    text = (done.stdout + b"\n" + done.stderr).decode(errors="replace").strip()
-    if done.returncode != 0:
-        last = text.splitlines()[-1] if text else "without a word"
-        raise Closed(f"{argv[0]} ended with {done.returncode}: {last}", way_out=f"mend {argv[0]}")
-    return text
 
 
 @contextlib.contextmanager

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from remote_worker.preflight import GIT_MIN, Gate, Passed, check
+from remote_worker.gates import Gate, Passed
+from remote_worker.preflight import GIT_MIN, check
 from remote_worker.settings import Settings
 from remote_worker.wire import Identity, Wire
 from tests.unit.remote_worker.edge import WORKER, Answer, FakeEdge, Shown, error_page, refusal
@@ -59,8 +60,8 @@ def test_all_gates_open(settings: Settings, wire: Wire, edge: FakeEdge) -> None:
     passed = check(settings, wire)
     assert passed.ok, passed.gates
     assert [g.name for g in passed.gates] == [
-        "work directory", "git", "codex", "codex login", "codex sandbox", "isolation", "edge",
-        "token",
+        "work directory", "git", "codex", "codex login", "codex sandbox", "isolation", "limits",
+        "edge", "token",
     ]  # fmt: skip
     assert not any(g.way_out for g in passed.gates if not g.warning)
     assert gate(passed, "codex login").detail.startswith("Logged in using test")
