@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
+import sqlalchemy as sa
 from celery.result import AsyncResult
 
 from tests.processes import Process, until
@@ -89,8 +90,9 @@ def test_200_jobs_while_bridge_edge_and_beat_are_killed(
     assert stack.process.terminate(timeout=60) == 0
 
 
+@pytest.mark.postgres
 def test_a_worker_killed_in_mid_job_is_replaced_by_another(
-    process: Callable[..., Process], tmp_path: Path
+    process: Callable[..., Process], tmp_path: Path, postgres_url: str
 ):
     """The lease ends, the job is offered again and completes as its second attempt."""
     root = Path(__file__).resolve().parents[2]
@@ -109,8 +111,9 @@ def test_a_worker_killed_in_mid_job_is_replaced_by_another(
     )
     codex.chmod(0o755)
     stack = start_up(
-        process, tmp_path / "data", "--no-flower", "--", "--codex", str(codex),
-        "--lease-seconds", "3", "--allow-repository", f"file://{repo}", workers=2,
+        process, tmp_path / "data", "--no-flower", "--database-url", postgres_url,
+        "--", "--codex", str(codex), "--lease-seconds", "3",
+        "--allow-repository", f"file://{repo}", workers=2,
     )  # fmt: skip
     with stack.orchestrator() as app:
         payload = {"repository": f"file://{repo}", "instruction": "x"}
@@ -129,6 +132,12 @@ def test_a_worker_killed_in_mid_job_is_replaced_by_another(
     assert log.count("Job claimed") == 2
     # who is first: the end of the lease, or the worker that runs again and reports what it left
     assert log.count("Lease expired") + log.count("Job failed (retryable)") == 1
+    ledger = sa.create_engine(postgres_url, poolclass=sa.NullPool)
+    with ledger.connect() as conn:
+        told = conn.execute(sa.text("SELECT attempt, outcome FROM attempts ORDER BY fence")).all()
+    assert [one.attempt for one in told] == [1, 2]
+    assert told[0].outcome in {"lost", "failed"}
+    assert told[1].outcome == "succeeded"
     assert stack.process.terminate(timeout=60) == 0
 
 
