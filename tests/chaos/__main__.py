@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.chaos import parts
+from tests.chaos.nemesis import MORE_FAULTS
 from tests.chaos.report import MUST_BE_POSITIVE, MUST_BE_ZERO, Options, PartReport, Violation
 
 ROOT: Final = Path(__file__).resolve().parents[2]
@@ -45,11 +46,21 @@ SHOWN: Final = 20
     help="May be given several times.",
 )  # fmt: skip
 @click.option(
+    "--also", multiple=True, type=click.Choice(sorted(MORE_FAULTS)),
+    help="A fault that else does not happen to the whole stack.",
+)  # fmt: skip
+@click.option(
     "--json", "path", type=click.Path(dir_okay=False, path_type=Path), default=ROOT / "chaos.json",
     help="Where the figures go; default: chaos.json.",
 )  # fmt: skip
 def main(
-    seed: int | None, seconds: float, databases: Sequence[str], wanted: Sequence[str], path: Path
+    *,
+    seed: int | None,
+    seconds: float,
+    databases: Sequence[str],
+    wanted: Sequence[str],
+    also: Sequence[str],
+    path: Path,
 ) -> None:
     """Break everything that can break, and see whether a promise breaks with it."""
     seed = random.randrange(2**32) if seed is None else seed
@@ -62,8 +73,9 @@ def main(
             # PostgreSQL runs as a user of its own
             Path(folder).chmod(0o755)
             options = Options(
-                seed=seed, seconds=seconds, databases=tuple(databases), folder=Path(folder)
-            )
+                seed=seed, seconds=seconds, databases=tuple(databases), folder=Path(folder),
+                also=tuple(also),
+            )  # fmt: skip
             reports.append(run_part(name, options))
     complaints = judge(reports)
     show(console, reports, complaints)

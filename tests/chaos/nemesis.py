@@ -8,7 +8,7 @@ import random
 import signal
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import closing, contextmanager
 from types import MappingProxyType
 from typing import Any, Final
@@ -97,6 +97,19 @@ def delete_some(world: World, dice: random.Random) -> None:
         keys: Any = client.keys(f"*{part}*")
         if keys:
             client.delete(*keys)
+
+
+def fill_reservations(world: World, dice: random.Random) -> None:
+    """Let the reservations have no memory for a while: what reads is answered, no key is made."""
+    with redis_at(world.places.reservations_url) as client:
+        policy: Any = client.config_get("maxmemory-policy")
+        if policy["maxmemory-policy"] != "noeviction":
+            raise AssertionError("a full server would drop keys")
+        client.config_set("maxmemory", 1)
+        try:
+            time.sleep(dice.uniform(0.5, 6.0))
+        finally:
+            client.config_set("maxmemory", 0)
 
 
 def reset(wire: str) -> Strike:
@@ -203,16 +216,23 @@ SERVER_FAULTS: Final[Mapping[str, tuple[int, Strike]]] = MappingProxyType(
         "ledger cut off": (4, cut("ledger", least_s=0.5, most_s=3.0)),
     }
 )
+#: Those that happen only when they are asked for by name, and then often.
+MORE_FAULTS: Final[Mapping[str, tuple[int, Strike]]] = MappingProxyType(
+    {"reservations full": (40, fill_reservations)}
+)
 
 
 class Nemesis:
     """Strikes at a pace, as the seed says."""
 
-    def __init__(self, world: World, *, seed: int, pace_s: float) -> None:
+    def __init__(
+        self, world: World, *, seed: int, pace_s: float, also: Collection[str] = ()
+    ) -> None:
         self._world = world
         self._dice = random.Random(f"{seed}:nemesis:{world.database}")
         self._pace_s = pace_s
         known = {**FAULTS, **(FILE_FAULTS if world.postgres is None else SERVER_FAULTS)}
+        known |= {name: MORE_FAULTS[name] for name in also}
         self._strikes = {name: strike for name, (_, strike) in known.items()}
         self._weights = [weight for weight, _ in known.values()]
         self.faults: list[Fault] = []

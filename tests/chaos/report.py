@@ -26,6 +26,8 @@ class Options:
     databases: tuple[str, ...]
     #: A folder of the part's own, for logs and data.
     folder: Path
+    #: Faults that happen to the whole stack only when asked for.
+    also: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

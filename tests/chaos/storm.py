@@ -4,7 +4,7 @@ import os
 import random
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,12 +135,14 @@ class Fleet:
             self.revoked[name] = time.time()
 
 
-def run(database: str, *, seed: int, seconds: float, folder: Path) -> Storm:
+def run(
+    database: str, *, seed: int, seconds: float, folder: Path, also: Collection[str] = ()
+) -> Storm:
     """Run once; the seed decides what is asked and what goes wrong, not how threads meet."""
     with world_on(database, folder) as world, _nobody_crashes():
         sampler = Sampler(world.engine())
         fleet = Fleet(world, seed=seed)
-        nemesis = Nemesis(world, seed=seed, pace_s=FAULT_EVERY_S)
+        nemesis = Nemesis(world, seed=seed, pace_s=FAULT_EVERY_S, also=also)
         with sampler.running(), fleet.running():
             _rage(fleet, nemesis, random.Random(f"{seed}:storm"), seconds)
             fleet.mood.wild = False

@@ -18,10 +18,14 @@ def run(options: Options) -> PartReport:
     for database in options.databases:
         folder = options.folder / database
         seconds = options.seconds / len(options.databases)
-        one = storm.run(database, seed=options.seed, seconds=seconds, folder=folder)
+        one = storm.run(
+            database, seed=options.seed, seconds=seconds, folder=folder, also=options.also
+        )
         broken = [*judge(one.facts), *unexplained(one.facts)]
         found += broken
         total.update(figures(one.facts, broken))
+        struck = Counter(fault.kind for fault in one.facts.faults if fault.in_flight)
+        told |= {f"{database}: {name}, in flight": struck[name] for name in options.also}
         how = describe(one.facts) | {
             "healed after s": round(one.recovery_s, 1),
             "drained after s": round(one.drain_s, 1),
