@@ -81,6 +81,7 @@ class Claims:
             request.policy,
             allowed_types=request.allowed_types,
             worker_capabilities=request.worker_capabilities,
+            paused=request.paused,
         )
 
     def queues_of(self, eligible: Eligibility) -> list[str]:
@@ -255,7 +256,7 @@ class Claims:
         granted: list[Job] = []
         refusal = None
         with self.ledger.write() as conn:
-            may_claim = workers.lock_worker(conn, request.worker_id, now)
+            may_claim = workers.lock_worker(conn, request.worker_id, queue, now)
             try:
                 again = [] if digest is None else grants.replayed(conn, request, digest, now)
             except InvalidPayload as error:
@@ -291,4 +292,4 @@ class Claims:
 
 
 def _seen_by(eligible: Eligibility, queues: Sequence[str]) -> list[str]:
-    return [name for name in queues if eligible.queues is None or name in eligible.queues]
+    return [name for name in queues if eligible.sees(name)]

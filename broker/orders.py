@@ -1,12 +1,15 @@
 """Orders to workers: written to the ledger, then told to every edge; none is ever lost.
 
-An order is not a message but how things stand: drain or not, how many slots, which jobs to stop. A
-worker that missed some reads all of it at once, and reading it twice changes nothing.
+An order is not a message but how things stand: drain or not, how many slots, which queues to leave
+alone, which jobs to stop. A worker that missed some reads all of it at once, and reading it twice
+changes nothing.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Final
 
 from broker.clock import Clock
@@ -44,7 +47,7 @@ class OrderBook:
         if standing.drain:
             return standing
         act = Act(action="worker.drain", actor=by, source=source, object=worker_id)
-        return self._change(act, draining_at=self._clock.now())
+        return self._change(act, {"draining_at": self._clock.now()})
 
     def resume(self, worker_id: str, *, by: str = UNKNOWN, source: str | None = None) -> Orders:
         """Let a worker claim again; a repeat changes nothing."""
@@ -52,7 +55,7 @@ class OrderBook:
         if not standing.drain:
             return standing
         act = Act(action="worker.resume", actor=by, source=source, object=worker_id)
-        return self._change(act, draining_at=None)
+        return self._change(act, {"draining_at": None})
 
     def set_concurrency(
         self,
@@ -70,7 +73,19 @@ class OrderBook:
         act = Act(
             action="worker.concurrency", actor=by, source=source, object=worker_id, detail=detail
         )
-        return self._change(act, concurrency=concurrency)
+        return self._change(act, {"concurrency": concurrency})
+
+    def pause(
+        self, worker_id: str, queue: str, *, by: str = UNKNOWN, source: str | None = None
+    ) -> Orders:
+        """Let a worker claim nothing more from one queue; a repeat changes nothing."""
+        return self._pause(worker_id, queue, paused=True, by=by, source=source)
+
+    def unpause(
+        self, worker_id: str, queue: str, *, by: str = UNKNOWN, source: str | None = None
+    ) -> Orders:
+        """Let a worker claim from a queue again; a repeat changes nothing."""
+        return self._pause(worker_id, queue, paused=False, by=by, source=source)
 
     def tell(self, standing: Orders) -> None:
         """Let the edges know; best effort, for whoever missed it reads the ledger in time."""
@@ -87,10 +102,25 @@ class OrderBook:
                 raise WorkerNotFound
             return orders.read(conn, worker_id)
 
-    def _change(self, act: Act, **values: Any) -> Orders:
+    def _pause(
+        self, worker_id: str, queue: str, *, paused: bool, by: str, source: str | None
+    ) -> Orders:
+        standing = self._known(worker_id)
+        if (queue in standing.paused) is paused:
+            return standing
+        act = Act(
+            action="worker.pause" if paused else "worker.unpause",
+            actor=by, source=source, object=worker_id, detail={"queue": queue},
+        )  # fmt: skip
+        return self._write(act, partial(orders.pause, queue=queue, paused=paused))
+
+    def _change(self, act: Act, values: Mapping[str, Any]) -> Orders:
+        return self._write(act, partial(orders.change, values=values))
+
+    def _write(self, act: Act, order: Callable[..., Orders]) -> Orders:
         now = self._clock.now()
         with self._ledger.write() as conn:
-            standing = orders.change(conn, str(act.object), values, now)
+            standing = order(conn, str(act.object), now=now)
             audit.append(conn, act, now)
         self.tell(standing)
         return standing

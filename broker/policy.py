@@ -188,6 +188,8 @@ class Eligibility:
     repositories: tuple[str, ...] | None
     capabilities: frozenset[str]
     queues: frozenset[str] | None
+    #: but not from these, for now
+    paused: frozenset[str] = frozenset()
 
     def __call__(self, lane: Lane) -> bool:
         """See a lane; equal ones see the same, so the reservations may keep it in mind."""
@@ -197,10 +199,14 @@ class Eligibility:
         """Tell whether a job of this lane may be given."""
         return (
             (self.types is None or lane.type in self.types)
-            and (self.queues is None or lane.queue in self.queues)
+            and self.sees(lane.queue)
             and self.capabilities.issuperset(lane.capabilities)
             and self._allows_repository(lane.repository)
         )
+
+    def sees(self, queue: str) -> bool:
+        """Tell whether any job of this queue may be given."""
+        return queue not in self.paused and (self.queues is None or queue in self.queues)
 
     def _allows_repository(self, repository: str | None) -> bool:
         if self.repositories is None:
@@ -226,6 +232,7 @@ def merge(
     *,
     allowed_types: Iterable[str] | None = None,
     worker_capabilities: Iterable[str] | None = None,
+    paused: frozenset[str] = frozenset(),
 ) -> Eligibility:
     """Merge a policy with a claim's own wishes, as contract.md "Policy" says.
 
@@ -245,4 +252,5 @@ def merge(
         repositories=policy.repositories,
         capabilities=frozenset(declared),
         queues=None if policy.queues is None else frozenset(policy.queues),
+        paused=paused,
     )

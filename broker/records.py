@@ -155,6 +155,8 @@ class RemoteWorker:
     held: tuple[HeldJob, ...]
     #: it was told to claim no more
     draining: bool
+    #: queues from which it was told to claim nothing
+    paused: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,6 +182,8 @@ class ClaimRequest:
     #: ``Idempotency-Key`` of the call
     claim_key: str | None = None
     instance_id: str | None = None
+    #: queues that the worker's orders take from it for now
+    paused: frozenset[str] = frozenset()
 
     @property
     def held(self) -> bool:
@@ -210,6 +214,8 @@ class Orders:
     concurrency: int | None = None
     #: jobs it holds that shall be stopped
     cancels: tuple[str, ...] = ()
+    #: queues from which it shall claim nothing
+    paused: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

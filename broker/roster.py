@@ -45,6 +45,7 @@ class Roster:
                 hello=known[name].hello if name in known else {},
                 held=tuple(held.get(name, ())),
                 draining=name in draining,
+                paused=known[name].paused if name in known else (),
             )
             for name in names
         ]

@@ -122,6 +122,10 @@ def closest(
     if drained:
         told = Verdict(allowed=False, rule="drain", message="the worker was told to claim no more")
         return Excluded(worker.worker_id, worker.last_seen_at, None, told)
+    if lane.queue in worker.paused:
+        message = f"the worker was told to claim nothing from {lane.queue}"
+        told = Verdict(allowed=False, rule="paused", message=message)
+        return Excluded(worker.worker_id, worker.last_seen_at, None, told)
     verdict, name = max(judged, key=lambda one: one[0].allowed)
     return Excluded(worker.worker_id, worker.last_seen_at, name, verdict)
 

@@ -9,7 +9,13 @@ from flask.views import MethodView
 
 from broker.records import Orders
 from edge_api.auth import Kind, principal, proof, source
-from edge_api.control_fields import ConcurrencyArgs, ControlArgs, ControlSchema, StandingSchema
+from edge_api.control_fields import (
+    ConcurrencyArgs,
+    ControlArgs,
+    ControlSchema,
+    PauseArgs,
+    StandingSchema,
+)
 from edge_api.services import current_services
 from edge_api.smorest import PREFIX, Blueprint
 
@@ -81,6 +87,43 @@ class Resume(MethodView):
         return current_services().queue.orders.resume(worker_id, by=principal().id, source=source())
 
 
+@blp.route("/<string:worker_id>/pause", endpoint="pause")
+class Pause(MethodView):
+    """The way to a worker without jobs of one queue."""
+
+    @blp.allow(Kind.OPERATOR)
+    @blp.arguments(PauseArgs)
+    @blp.response(200, StandingSchema)
+    def post(self, args: dict[str, Any], worker_id: str) -> Orders:
+        """Let a worker claim nothing more from one queue.
+
+        ---
+        Nothing of it is granted to it meanwhile, whether it listens or not. What runs goes on. A
+        repeat changes nothing.
+        """
+        return current_services().queue.orders.pause(
+            worker_id, args["queue"], by=principal().id, source=source()
+        )
+
+
+@blp.route("/<string:worker_id>/unpause", endpoint="unpause")
+class Unpause(MethodView):
+    """The way back, for one queue."""
+
+    @blp.allow(Kind.OPERATOR)
+    @blp.arguments(PauseArgs)
+    @blp.response(200, StandingSchema)
+    def post(self, args: dict[str, Any], worker_id: str) -> Orders:
+        """Let a worker claim from a queue again, if its token allows that.
+
+        ---
+        A repeat changes nothing.
+        """
+        return current_services().queue.orders.unpause(
+            worker_id, args["queue"], by=principal().id, source=source()
+        )
+
+
 @blp.route("/<string:worker_id>/concurrency", endpoint="concurrency")
 class Concurrency(MethodView):
     """How much a worker does at once."""
@@ -101,7 +144,10 @@ class Concurrency(MethodView):
 
 def _orders(standing: Orders) -> Iterator[dict[str, Any]]:
     """Tell how things stand as a list of things to do."""
-    yield {"kind": "drain" if standing.drain else "resume", "job_id": None, "n": None}
-    yield {"kind": "concurrency", "job_id": None, "n": standing.concurrency}
+    none = {"job_id": None, "n": None, "queue": None}
+    yield none | {"kind": "drain" if standing.drain else "resume"}
+    yield none | {"kind": "concurrency", "n": standing.concurrency}
+    for queue in standing.paused:
+        yield none | {"kind": "pause", "queue": queue}
     for job_id in standing.cancels:
-        yield {"kind": "cancel", "job_id": job_id, "n": None}
+        yield none | {"kind": "cancel", "job_id": job_id}

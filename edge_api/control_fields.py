@@ -6,7 +6,7 @@ from marshmallow import fields, validate
 
 from edge_api.answers import Answer
 from edge_api.arguments import SEQ_MAX, WAIT_MAX_S, Args
-from edge_api.fields import Int, QueryInt, QuerySeconds, Word
+from edge_api.fields import QUEUE, Int, QueryInt, QuerySeconds, Word
 
 
 class ControlArgs(Args):
@@ -23,14 +23,23 @@ class ConcurrencyArgs(Args):
     concurrency = Int(required=True, allow_none=True, validate=validate.Range(0, 10_000))
 
 
+class PauseArgs(Args):
+    """One queue."""
+
+    queue = fields.String(required=True, validate=QUEUE)
+
+
 class OrderSchema(Answer):
     """Something the worker shall do."""
 
-    kind = fields.String(validate=validate.OneOf(["cancel", "drain", "resume", "concurrency"]))
+    kind = fields.String(
+        validate=validate.OneOf(["cancel", "drain", "resume", "concurrency", "pause"])
+    )
     job_id = fields.UUID(allow_none=True, metadata={"description": "of cancel"})
     n = fields.Integer(
         allow_none=True, metadata={"description": "of concurrency; null: as its owner says"}
     )
+    queue = fields.String(allow_none=True, metadata={"description": "of pause"})
 
 
 class ControlSchema(Answer):
@@ -47,5 +56,10 @@ class StandingSchema(Answer):
     drain = fields.Boolean(metadata={"description": "it finishes what runs and claims no more"})
     concurrency = fields.Integer(
         allow_none=True, metadata={"description": "jobs at once; null: as its owner says"}
+    )
+    paused_queues = fields.List(
+        fields.String(),
+        attribute="paused",
+        metadata={"description": "nothing of these is granted to it"},
     )
     cursor = fields.Integer()

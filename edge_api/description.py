@@ -140,7 +140,7 @@ def _links() -> Iterator[tuple[str, str, str, dict[str, Any]]]:
     for call in ("rotate", "revoke"):
         yield *tokens, _link("post", f"{_TOKEN}/{call}", token)
     named = {"worker_id": "$response.body#/workerToken/workerId"}
-    for call in ("drain", "resume", "concurrency"):
+    for call in ("drain", "resume", "concurrency", "pause", "unpause"):
         yield *tokens, _link("post", f"{PREFIX}/workers/{{worker_id}}/{call}", named)
 
 

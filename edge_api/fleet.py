@@ -40,6 +40,11 @@ class RemoteWorkerSchema(Answer):
     worker_id = fields.String()
     online = fields.Boolean(metadata={"description": "seen within a minute"})
     draining = fields.Boolean(metadata={"description": "told to claim no more"})
+    paused_queues = fields.List(
+        fields.String(),
+        attribute="paused",
+        metadata={"description": "queues from which it was told to claim nothing"},
+    )
     last_seen_at = Moment(allow_none=True)
     first_seen_at = Moment(allow_none=True)
     instance_id = _said(fields.String, "instanceId")

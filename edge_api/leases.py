@@ -56,13 +56,18 @@ class Claim(MethodView):
         ---
         The same Idempotency-Key within the lease gives the same jobs again.
         """
+        services, prove = current_services(), proof()
         request = _request(args, headers["idempotency_key"])
-        prove = proof()
-        jobs = current_services().waiting.claim(
+
+        def renewed() -> ClaimRequest:
+            paused = services.pauses.of(request.worker_id)
+            return replace(request, policy=prove().policy, paused=paused)
+
+        jobs = services.waiting.claim(
             request,
             wait_s=args["wait_seconds"],
             left=partial(caller_left, flask.request.environ),
-            policy=lambda: prove().policy,
+            renewed=renewed,
         )
         return _granted(jobs)
 
@@ -216,6 +221,7 @@ def _request(args: dict[str, Any], key: str | None) -> ClaimRequest:
         max_jobs=args["max_jobs"],
         claim_key=key,
         instance_id=args["instance_id"],
+        paused=current_services().pauses.of(caller.worker),
     )
 
 

@@ -17,6 +17,7 @@ from broker.queue import JobQueue
 from broker.reservations.store import Reservations
 from broker.storage import artifact_store
 from broker.why import Why
+from edge_api.pauses import Pauses
 from edge_api.presence import Presence
 from edge_api.rates import Rates
 from edge_api.refusals import Refusals
@@ -40,6 +41,7 @@ class Services:
     artifacts: ArtifactStore
     clock: Clock
     presence: Presence
+    pauses: Pauses
     rates: Rates
     waiting: Waiting
     refusals: Refusals
@@ -65,6 +67,7 @@ class Services:
             artifacts=artifact_store(stores),
             clock=clock,
             presence=presence,
+            pauses=Pauses(presence.told, queue.orders.read),
             rates=Rates(
                 calls_per_s=settings.calls_per_s,
                 failures_per_min=settings.failures_per_min,

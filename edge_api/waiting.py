@@ -14,14 +14,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import count
 from typing import Final, Protocol, TypeVar
 
 from cachetools import LRUCache, TTLCache
 
 from broker.errors import DrawbridgeError, GenerationMoved, Unavailable
-from broker.policy import Eligibility, Lane, Policy
+from broker.policy import Eligibility, Lane
 from broker.records import ClaimRequest, Job
 from edge_api import figures
 from edge_api.order_waits import OrderWaits
@@ -169,19 +169,19 @@ class Waiting:
         *,
         wait_s: float,
         left: Callable[[], bool] = lambda: False,
-        policy: Callable[[], Policy] | None = None,
+        renewed: Callable[[], ClaimRequest] | None = None,
     ) -> list[Job]:
         """Claim, and while there is nothing wait up to ``wait_s`` for it.
 
         ``left`` tells whether the caller has gone: nothing is claimed for nobody, and its place
-        is another's. ``policy`` says before every further look what the worker may run by then, or
+        is another's. ``renewed`` says before every further look what the claim is by then, or
         refuses it: a credential may be revoked or restricted while its worker waits.
 
         Raises:
             Crowded: there is nothing, and no place to wait for it.
         """
         try:
-            jobs = self._claim(request, wait_s, left, policy)
+            jobs = self._claim(request, wait_s, left, renewed)
         except Crowded:
             figures.crowded()
             raise
@@ -193,7 +193,7 @@ class Waiting:
         request: ClaimRequest,
         wait_s: float,
         left: Callable[[], bool],
-        policy: Callable[[], Policy] | None,
+        renewed: Callable[[], ClaimRequest] | None,
     ) -> list[Job]:
         if self._has_gone(request):
             return []
@@ -203,7 +203,7 @@ class Waiting:
         waiter = _Waiter(request, self._queue.eligibility(request))
         ticket = self._park(waiter)
         try:
-            jobs = self._wait(ticket, waiter, time.monotonic() + wait_s, left, policy)
+            jobs = self._wait(ticket, waiter, time.monotonic() + wait_s, left, renewed)
         finally:
             self._leave(ticket, waiter)
         if not (jobs or self._stopped.is_set()):
@@ -287,7 +287,7 @@ class Waiting:
         waiter: _Waiter,
         until: float,
         left: Callable[[], bool],
-        policy: Callable[[], Policy] | None,
+        renewed: Callable[[], ClaimRequest] | None,
     ) -> list[Job]:
         wake, woken = None, True
         # The first look closes the gap between the try before and the place in the line.
@@ -296,9 +296,9 @@ class Waiting:
             if left():
                 waiter.wake = wake
                 break
-            if policy is not None:
+            if renewed is not None:
                 try:
-                    self._judge(waiter, policy())
+                    self._judge(waiter, renewed())
                 except DrawbridgeError:
                     waiter.wake = wake
                     raise
@@ -321,10 +321,9 @@ class Waiting:
                 waiter.event.clear()
         return []
 
-    def _judge(self, waiter: _Waiter, policy: Policy) -> None:
-        """Let a waiter go on under the policy that its credential has now."""
-        if policy != waiter.request.policy:
-            request = replace(waiter.request, policy=policy)
+    def _judge(self, waiter: _Waiter, request: ClaimRequest) -> None:
+        """Let a waiter go on with what its claim may be given now."""
+        if request != waiter.request:
             eligible = self._queue.eligibility(request)
             with self._lock:
                 waiter.request, waiter.eligible = request, eligible

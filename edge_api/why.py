@@ -39,7 +39,7 @@ class ExcludedSchema(Answer):
         attribute="verdict.rule",
         metadata={
             "description": "allowedJobTypes, types, queues, capabilities, allowedRepositories, "
-            "maxConcurrency, drain, credential, or none"
+            "maxConcurrency, drain, paused, credential, or none"
         },
     )
     message = fields.String(attribute="verdict.message")

@@ -47,9 +47,9 @@ class Answers:
             "scheduled": lambda _node, _arguments: [],
             "revoked": lambda _node, _arguments: [],
             "registered": lambda node, _arguments: sorted(_types(node)),
-            "active_queues": lambda node, _arguments: (
-                [] if node.draining else [_queue(name) for name in self._queues]
-            ),
+            "active_queues": lambda node, _arguments: [
+                _queue(name) for name in self._queues if node.claims_from(name)
+            ],
             "conf": lambda node, _arguments: _plain(node.hello),
             "report": lambda node, _arguments: {"ok": _report(node)},
             "clock": lambda _node, _arguments: {"clock": self._clock()},

@@ -77,22 +77,25 @@ class Commands:
         return slots
 
     def _cancel_consumer(self, node: Node, said: _Arguments) -> str:
-        self._only(said.get("queue"))
-        self._book.drain(node.worker_id, by=BY)
-        return f"no longer consuming from {said['queue']}"
+        queue = self._queue(node, said.get("queue"))
+        self._book.pause(node.worker_id, queue, by=BY)
+        return f"no longer consuming from {queue}"
 
     def _add_consumer(self, node: Node, said: _Arguments) -> str:
-        self._only(said.get("queue"))
-        self._book.resume(node.worker_id, by=BY)
-        return f"add consumer {said['queue']}"
+        queue = self._queue(node, said.get("queue"))
+        self._book.unpause(node.worker_id, queue, by=BY)
+        later = f", once `drawbridge workers resume {node.worker_id}` ends its draining"
+        return f"add consumer {queue}" + (later if node.draining else "")
 
-    def _only(self, queue: object) -> None:
-        """Refuse to pause one queue of several: a worker claims from all its token allows."""
-        if self._queues != (queue,):
+    def _queue(self, node: Node, name: object) -> str:
+        """Return a queue from which the worker could claim; refuse any other."""
+        if not isinstance(name, str) or name not in self._queues:
             raise ValueError(
-                f"a remote worker claims from those of {', '.join(self._queues)} that its token "
-                "allows; drain it (shutdown), or give it a token for other queues"
+                f"a remote worker claims from bridged queues alone: {', '.join(self._queues)}"
             )
+        if not node.allows(name):
+            raise ValueError(f"the worker's token does not allow {name}; give it one that does")
+        return name
 
 
 def _count(value: object) -> int:

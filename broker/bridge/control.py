@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 LISTEN_S: Final = 0.5
 #: by when a broker that fell silent is noticed; a mailbox never speaks first
 HEARTBEAT_S: Final = 20
+#: what is asked and ordered about the queues of a node
+OF_QUEUES: Final = frozenset({"active_queues", "add_consumer", "cancel_consumer"})
 
 
 class Mailbox:
@@ -109,7 +111,7 @@ class Mailbox:
         say = self._commands.carry_out if self._commands.knows(method) else self._answers.to
         answers = {
             node.name: answer
-            for node in self._fleet.nodes()
+            for node in self._fleet.nodes(queues=method in OF_QUEUES)
             if wanted(node.name) and (answer := say(node, method, arguments)) is not None
         }
         if not body.get("reply_to"):

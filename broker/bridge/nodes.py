@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from typing import Any, Final
 
@@ -19,6 +19,7 @@ import redis
 from broker.bridge.announcer import Announcer
 from broker.clock import Clock, to_ms
 from broker.errors import ReservationsUnavailable, Unavailable
+from broker.ledger import credential_rows
 from broker.ledger.engine import Ledger
 from broker.ledger.fleet import Known, known, known_of, running
 from broker.records import Job
@@ -71,6 +72,18 @@ class Node:
     load: str | None = None
     #: whether it claims no more
     draining: bool = False
+    #: queues from which it claims nothing, for now
+    paused: Sequence[str] = ()
+    #: queues that its tokens allow; None does not restrict, or was not asked for
+    allowed: frozenset[str] | None = None
+
+    def allows(self, queue: str) -> bool:
+        """Tell whether its tokens let it claim from a queue."""
+        return self.allowed is None or queue in self.allowed
+
+    def claims_from(self, queue: str) -> bool:
+        """Tell whether it may claim from a queue now."""
+        return not self.draining and queue not in self.paused and self.allows(queue)
 
     @property
     def own_slots(self) -> int:
@@ -144,16 +157,18 @@ class Fleet:
         soon = time.monotonic() + ASKED_S
         self._due = {one: min(at, soon) for one, at in list(self._due.items())}
 
-    def nodes(self) -> list[Node]:
+    def nodes(self, *, queues: bool = False) -> list[Node]:
         """Return the nodes as they are now, or as they were when the ledger is away.
 
-        None unless this bridge owns the fleet.
+        With ``queues`` also which their tokens allow. None unless this bridge owns the fleet.
         """
         if not self.owned:
             return []
         last = dict(self._online)
         try:
-            return list(self._look(list(last)).values())
+            found = self._look(list(last))
+            allowed = self._allowed(list(last)) if queues else {}
+            return [replace(one, allowed=allowed.get(name)) for name, one in found.items()]
         except Unavailable:
             return list(last.values())
 
@@ -203,6 +218,17 @@ class Fleet:
             for one in worker_ids
         }
 
+    def _allowed(self, worker_ids: Sequence[str]) -> dict[str, frozenset[str] | None]:
+        """Read which queues workers' tokens allow; who has none of ours may have others."""
+        with self._ledger.read() as conn:
+            good = credential_rows.good_of(conn, worker_ids, self._clock.now())
+        found: dict[str, frozenset[str] | None] = {}
+        for one in good:
+            queues, name = one.policy.queues, one.worker_id or ""
+            before = found.get(name, frozenset())
+            found[name] = None if queues is None or before is None else before.union(queues)
+        return found
+
     def _say(self, seen: Sequence[str], now: float) -> None:
         """Say who came, who is due and who left; what is too much for one step waits for the next.
 
@@ -244,6 +270,7 @@ def _node(
         ordered=told.concurrency,
         load=load,
         draining=told.draining,
+        paused=told.paused,
     )
 
 

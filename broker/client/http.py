@@ -155,7 +155,7 @@ class Client:
         return list(self._json("GET", "/workers", params={"limit": limit})["items"])
 
     def steer(self, worker_id: str, order: str, **body: Any) -> Standing:
-        """Give a worker an order: drain, resume, or concurrency; needs an operator's token."""
+        """Give a worker an order by the last word of its route; needs an operator's token."""
         path = f"/workers/{_part(worker_id)}/{order}"
         return cast(Standing, self._json("POST", path, body=body))
 

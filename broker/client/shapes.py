@@ -47,11 +47,12 @@ class Job(TypedDict):
 
 
 class Standing(TypedDict):
-    """What a worker is told to do: claim nothing more while ``drain``, so many jobs at once."""
+    """What a worker is told to do: claim nothing, or of some queues nothing; so many jobs."""
 
     workerId: str
     drain: bool
     concurrency: int | None
+    pausedQueues: list[str]
     cursor: int
 
 
@@ -125,6 +126,7 @@ class RemoteWorker(TypedDict):
     workerId: str
     online: bool
     draining: bool
+    pausedQueues: list[str]
     lastSeenAt: str | None
     firstSeenAt: str | None
     instanceId: str | None

@@ -80,6 +80,7 @@ def _look(worker_id: str, lane: Lane) -> Excluded:
         hello=known.hello if known else {},
         held=tuple(held),
         draining=drained,
+        paused=known.paused if known else (),
     )
     tokens = [(one.id, one.policy) for one in good]
     return closest(worker, lane, [*tokens, *_by_rule(worker_id)], drained=drained)

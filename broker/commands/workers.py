@@ -50,6 +50,22 @@ def resume(*, name: str) -> None:
 
 @workers.command()
 @click.argument("name")
+@click.argument("queue")
+def pause(*, name: str, queue: str) -> None:
+    """Let a worker claim nothing more from one queue; a repeat changes nothing."""
+    _say(edge_client().steer(name, "pause", queue=queue))
+
+
+@workers.command()
+@click.argument("name")
+@click.argument("queue")
+def unpause(*, name: str, queue: str) -> None:
+    """Let a worker claim from a queue again; a repeat changes nothing."""
+    _say(edge_client().steer(name, "unpause", queue=queue))
+
+
+@workers.command()
+@click.argument("name")
 @click.argument("slots", type=click.IntRange(0, 10_000), required=False)
 def concurrency(*, name: str, slots: int | None) -> None:
     """Say how many jobs a worker runs at once, up to what its owner allows; without: that."""
@@ -58,9 +74,12 @@ def concurrency(*, name: str, slots: int | None) -> None:
 
 def _say(standing: Standing) -> None:
     slots = standing["concurrency"]
+    # an older edge does not say it
+    paused = standing.get("pausedQueues")
     click.echo(
         f"{plain(standing['workerId'])}  {'drains' if standing['drain'] else 'claims'}  "
         f"{'slots as its owner says' if slots is None else f'slots at most {slots}'}"
+        + (f"  nothing from {plain(', '.join(paused))}" if paused else "")
     )
 
 
@@ -84,7 +103,10 @@ def _listing(found: Sequence[RemoteWorker]) -> RenderableType:
 def _state(one: RemoteWorker) -> Text:
     if not one["online"]:
         return Text("offline", style="dim")
-    # an older edge does not say it
-    return (
-        Text("draining", style="yellow") if one.get("draining") else Text("online", style="green")
-    )
+    # an older edge does not say these
+    if one.get("draining"):
+        return Text("draining", style="yellow")
+    paused = one.get("pausedQueues")
+    if paused:
+        return Text(f"nothing from {plain(', '.join(paused))}", style="yellow")
+    return Text("online", style="green")

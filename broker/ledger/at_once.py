@@ -15,6 +15,7 @@ from types import SimpleNamespace
 from typing import Any, Final, NamedTuple, cast
 
 import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import JSONB
 
 from broker import effects, figures
 from broker.ledger import events, grants, jobs, workers
@@ -36,7 +37,7 @@ _WORKER: Final = sa.bindparam("worker", type_=sa.Text)
 def grant(ledger: Ledger, ids: Sequence[str], terms: Terms) -> list[Job]:
     """Give to one worker those of the jobs that may run now; see ``grants.grant``.
 
-    None to a worker that was told to drain, and none under a key that was used before.
+    None to a worker whose orders forbid it, and none under a key that was used before.
     """
     request = terms.request
     if not can(ledger) or request.policy.max_concurrency is not None:
@@ -101,8 +102,11 @@ def can(ledger: Ledger) -> bool:
 def _grant(dialect: sa.Dialect, *, many: bool) -> tuple[Prepared, Prepared]:
     (queued,) = sources(Trigger.GRANT)
     used = sa.exists().where(attempts.c.worker_id == _WORKER, attempts.c.claim_key == _bind("key"))
-    drains = sa.exists().where(_WORKERS.c.worker_id == _WORKER, _WORKERS.c.draining_at.is_not(None))
-    where = [_JOBS.c.status == _fixed(queued), DUE, ~used, ~drains]
+    paused = sa.cast(_WORKERS.c.paused, JSONB).has_key(_JOBS.c.queue)
+    told = sa.exists().where(
+        _WORKERS.c.worker_id == _WORKER, _WORKERS.c.draining_at.is_not(None) | paused
+    )
+    where = [_JOBS.c.status == _fixed(queued), DUE, ~used, ~told.correlate(_JOBS)]
     to = {
         "status": _fixed(target(queued, Trigger.GRANT)), "claimed_by": _WORKER,
         "lease_id": _bind("lease"), "lease_seconds": _bind("lease_s", sa.Integer()),

@@ -17,6 +17,7 @@ from broker.states import Status
 _WORKERS: Final = sa.select(
     workers.c.worker_id, workers.c.grants, workers.c.first_seen_at, workers.c.hello,
     workers.c.concurrency, workers.c.hello_at, workers.c.draining_at,
+    workers.c.paused,
 )  # fmt: skip
 
 
@@ -34,6 +35,8 @@ class Known:
     hello_at: datetime | None = None
     #: whether it was told to claim no more
     draining: bool = False
+    #: queues from which it was told to claim nothing
+    paused: tuple[str, ...] = ()
 
 
 def known(conn: sa.Connection) -> dict[str, Known]:
@@ -76,6 +79,7 @@ def _known(conn: sa.Connection, query: sa.Select[Any]) -> dict[str, Known]:
             row.concurrency,
             row.hello_at,
             row.draining_at is not None,
+            tuple(row.paused or ()),
         )
         for row in conn.execute(query)
     }

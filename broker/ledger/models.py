@@ -251,6 +251,8 @@ class WorkerRow(Base):
     draining_at: Mapped[datetime | None]
     #: slots it shall have; None leaves it to its owner
     concurrency: Mapped[int | None] = mapped_column(sa.Integer)
+    #: names of the queues from which it shall claim nothing
+    paused: Mapped[Any | None] = mapped_column(JsonText)
 
 
 class OutboxRow(Base):

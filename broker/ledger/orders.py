@@ -17,7 +17,7 @@ from broker.states import Status
 credentials: Final[sa.Table] = CredentialRow.__table__  # type: ignore[assignment]
 
 _ORDERS: Final = sa.select(
-    workers.c.orders_seq, workers.c.draining_at, workers.c.concurrency
+    workers.c.orders_seq, workers.c.draining_at, workers.c.concurrency, workers.c.paused
 ).where(workers.c.worker_id == sa.bindparam("worker"))
 _CANCELS: Final = (
     sa.select(jobs.c.id)
@@ -47,6 +47,7 @@ def read(conn: sa.Connection, worker_id: str, *, after: int = -1) -> Orders:
         drain=row.draining_at is not None,
         concurrency=row.concurrency,
         cancels=tuple(conn.scalars(_CANCELS, {"worker": worker_id})) if newer else (),
+        paused=tuple(row.paused or ()),
     )
 
 
@@ -67,6 +68,17 @@ def change(conn: sa.Connection, worker_id: str, values: Mapping[str, Any], now: 
     statement = upsert(conn.dialect.name, workers).values(row | dict(values))
     more = {**values, "orders_seq": workers.c.orders_seq + 1}
     conn.execute(statement.on_conflict_do_update(index_elements=[workers.c.worker_id], set_=more))
+    return read(conn, worker_id)
+
+
+def pause(
+    conn: sa.Connection, worker_id: str, queue: str, *, paused: bool, now: datetime
+) -> Orders:
+    """Take one queue from a worker, or give it back; two at a time lose nothing."""
+    # its row is held from here on
+    names = set(change(conn, worker_id, {}, now).paused) - {queue}
+    left = sorted(names | {queue} if paused else names) or None
+    conn.execute(workers.update().where(workers.c.worker_id == worker_id).values(paused=left))
     return read(conn, worker_id)
 
 

@@ -17,18 +17,19 @@ from broker.states import Status
 workers: Final[sa.Table] = WorkerRow.__table__  # type: ignore[assignment]
 
 
-def lock_worker(conn: sa.Connection, worker_id: str, now: datetime) -> bool:
+def lock_worker(conn: sa.Connection, worker_id: str, queue: str, now: datetime) -> bool:
     """Hold a worker's row to the end of the transaction, so that its claims count one by one.
 
-    False when it was told to drain: it is to be granted nothing.
+    False when it was told to drain, or to leave the queue alone: it is to be granted nothing.
     """
     row = {"worker_id": worker_id, "grants": 1, "first_seen_at": now}
-    return conn.scalar(_lock_worker(conn.dialect.name), row) is None
+    told = conn.execute(_lock_worker(conn.dialect.name), row).one()
+    return told.draining_at is None and queue not in (told.paused or ())
 
 
 @cache
 def _lock_worker(dialect: str) -> Any:
-    return counting(upsert(dialect, workers)).returning(workers.c.draining_at)
+    return counting(upsert(dialect, workers)).returning(workers.c.draining_at, workers.c.paused)
 
 
 def counting(row: Any) -> Any:

@@ -139,6 +139,7 @@ def test_a_call_whose_answer_was_lost(
         ("/jobs/J/cancel", {"reason": "x"}),
         ("/workers/w1/drain", None),
         ("/workers/w1/concurrency", {"concurrency": 3}),
+        ("/workers/w1/pause", {"queue": "remote"}),
         ("/workers/tokens/T/revoke", None),
     ],
 )

@@ -7,9 +7,12 @@ import pytest
 
 from broker.bridge import nodes
 from broker.bridge.answers import Answers
+from broker.bridge.commands import Commands
 from broker.bridge.nodes import OWNER, Fleet
+from broker.ledger.credentials import Credentials
 from broker.ledger.engine import Ledger
 from broker.ledger.fleet import backlog
+from broker.orders import OrderBook
 from broker.policy import Policy
 from broker.queue import JobQueue
 from broker.records import ClaimRequest, Holder, Job, NewJob
@@ -177,3 +180,47 @@ def test_a_large_fleet_is_spoken_of_a_little_at_a_time_and_beats_more_seldom(
     for _ in range(4):
         fleet.step()
     assert sorted(voice.said) == [("heartbeat", f"{name}@edge") for name in names]
+
+
+def test_consumers_of_a_node_are_those_queues_that_its_tokens_and_orders_leave(
+    queue: JobQueue,
+    make_fleet: Any,
+    ledger: Ledger,
+    reservations: Reservations,
+    clock: SetClock,
+):
+    fleet, bridged = make_fleet(), ("a", "b", "c")
+    answers = Answers(queues=bridged, clock=lambda: 7)
+    commands = Commands(OrderBook(ledger, reservations, clock), queues=bridged)
+    tokens = Credentials(ledger)
+    for allowed in (("a",), ("b", "elsewhere")):
+        tokens.create("worker", worker_id="w1", policy=Policy(queues=allowed), now=clock.now())
+    for name in ("w1", "w2"):
+        queue.hello(name, {"concurrency": 1})
+        queue.seen(name)
+    fleet.step()
+
+    def consumes(worker_id: str) -> list[str]:
+        [node] = [one for one in fleet.nodes(queues=True) if one.worker_id == worker_id]
+        return [one["name"] for one in answers.to(node, "active_queues", {})]
+
+    def order(method: str, name: Any) -> Any:
+        [node] = [one for one in fleet.nodes(queues=True) if one.worker_id == "w1"]
+        return commands.carry_out(node, method, {"queue": name})
+
+    # of who has no token of ours, nothing is known
+    assert (consumes("w1"), consumes("w2")) == (["a", "b"], ["a", "b", "c"])
+    for _ in range(2):
+        assert order("cancel_consumer", "a") == {"ok": "no longer consuming from a"}
+        assert consumes("w1") == ["b"]
+    for method in ("cancel_consumer", "add_consumer"):
+        assert "does not allow c" in order(method, "c")["error"]
+        for nowhere in ("elsewhere", None, 1, ["a"]):
+            assert "a, b, c" in order(method, nowhere)["error"]
+    assert (consumes("w1"), consumes("w2")) == (["b"], ["a", "b", "c"])
+    for _ in range(2):
+        assert order("add_consumer", "a") == {"ok": "add consumer a"}
+        assert consumes("w1") == ["a", "b"]
+    order("shutdown", None)
+    assert "workers resume w1" in order("add_consumer", "a")["ok"]
+    assert consumes("w1") == []

@@ -13,14 +13,19 @@ from celery.events.state import State
 from celery.exceptions import SoftTimeLimitExceeded, TaskRevokedError, WorkerLostError
 
 from broker.bridge.settle import sent_id
+from broker.errors import Unavailable
+from broker.ledger.credentials import Credentials
 from broker.ledger.fleet import known
-from broker.records import Job, Redrive
+from broker.policy import Policy
+from broker.records import ClaimRequest, Job, Redrive
 from tests.e2e.bridges import QUEUE, World, holder, world_of
 from tests.processes import Process
 from tests.services import Valkey, until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(180)]
 GET_S = 20
+#: another bridged queue
+SECOND = "second"
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +40,7 @@ def bridged(
         return servers[-1]
 
     with world_of(start, tmp_path_factory.mktemp("world"), module_process) as world:
-        world.bridge()
+        world.bridge(environ={"DRAWBRIDGE_QUEUES": f"{QUEUE},{SECOND}"})
         world.local_worker()
         yield world
     for server in servers:
@@ -481,7 +486,7 @@ def test_the_celery_command_lists_and_asks_the_nodes(bridged: World):
         job.task_id, "codex_exec", "worker-1@edge",
     )  # fmt: skip
     assert control.stats()["worker-1@edge"]["pool"]["implementation"] == "drawbridge"
-    assert [q["name"] for q in control.active_queues()["worker-1@edge"]] == [QUEUE]
+    assert [q["name"] for q in control.active_queues()["worker-1@edge"]] == [QUEUE, SECOND]
     assert control.registered()["worker-1@edge"] == []
     assert control.query_task(job.task_id)["worker-1@edge"][job.task_id][0] == "active"
     only = bridged.app.control.inspect(timeout=0.7, destination=["worker-1@edge"])
@@ -524,9 +529,52 @@ def test_control_commands_become_standing_orders(bridged: World):
     ):
         assert set(order(method, **said)) == {"error"}, method
 
-    assert order("cancel_consumer", queue=QUEUE) == {"ok": f"no longer consuming from {QUEUE}"}
-    assert bridged.orders.read(name).drain
-    assert order("add_consumer", queue=QUEUE) == {"ok": f"add consumer {QUEUE}"}
-    assert not bridged.orders.read(name).drain
     control.shutdown(destination=[node])  # asks for no reply
     until(lambda: bridged.orders.read(name).drain, GET_S, "the order is given")
+
+
+def test_one_of_two_bridged_queues_is_paused_for_one_worker(bridged: World):
+    first = f"w-{uuid4().hex[:8]}"
+    task = f"paused.{first}"
+    node, control = f"{first}@edge", bridged.app.control
+    policy = Policy(queues=(QUEUE, SECOND), types=(task,))
+    tokens = Credentials(bridged.ledger)
+    tokens.create("worker", worker_id=first, policy=policy, now=bridged.queue.clock.now())
+    said = {"destination": [node], "reply": True, "limit": 1, "timeout": 10}
+
+    def asked(call: Callable[..., Any], *arguments: str) -> Any:
+        bridged.queue.seen(first)
+        [answer] = call(*arguments, **said)
+        return answer[node]
+
+    def consumes() -> list[str]:
+        bridged.queue.seen(first)
+        inspect = control.inspect(timeout=10, destination=[node], limit=1)
+        return [one["name"] for one in inspect.active_queues()[node]]
+
+    def claim() -> list[str]:
+        paused = frozenset(bridged.orders.read(first).paused)
+        request = ClaimRequest(
+            worker_id=first, policy=policy, lease_seconds=60, paused=paused, max_jobs=2
+        )
+        with suppress(Unavailable):  # the index of a queue that is new is being built
+            return [job.task_id for job in bridged.queue.claim(request)]
+        return []
+
+    bridged.queue.seen(first)
+    until(lambda: node in (control.inspect(timeout=0.7).ping() or {}), GET_S, "the node answers")
+    assert consumes() == [QUEUE, SECOND]
+    for _ in range(2):
+        paused = asked(control.cancel_consumer, QUEUE)
+        assert paused == {"ok": f"no longer consuming from {QUEUE}"}
+    assert consumes() == [SECOND]
+    here, there = (bridged.app.send_task(task, queue=queue) for queue in (QUEUE, SECOND))
+    for one in (here, there):
+        until(lambda one=one: bridged.catalog.find(one.id), GET_S, "the job")  # type: ignore[misc]
+    assert until(claim, GET_S, "what is not paused") == [there.id]
+    assert claim() == []
+    for _ in range(2):
+        assert asked(control.add_consumer, QUEUE) == {"ok": f"add consumer {QUEUE}"}
+    assert set(asked(control.add_consumer, "nowhere")) == {"error"}
+    assert consumes() == [QUEUE, SECOND]
+    assert until(claim, GET_S, "what was paused") == [here.id]

@@ -58,6 +58,8 @@ MAY = {
     ("POST", "/api/queue/workers/<string:worker_id>/drain"): {"operator"},
     ("POST", "/api/queue/workers/<string:worker_id>/resume"): {"operator"},
     ("POST", "/api/queue/workers/<string:worker_id>/concurrency"): {"operator"},
+    ("POST", "/api/queue/workers/<string:worker_id>/pause"): {"operator"},
+    ("POST", "/api/queue/workers/<string:worker_id>/unpause"): {"operator"},
     ("GET", "/api/queue/workers/tokens"): {"operator"},
     ("POST", "/api/queue/workers/tokens"): {"operator"},
     ("POST", "/api/queue/workers/tokens/<string:token_id>/revoke"): {"operator"},

@@ -394,6 +394,8 @@ def test_workers_are_steered_from_the_command_line(url: str, edge: Edge, token: 
     assert say("concurrency", "w1", "3").output == "w1  drains  slots at most 3\n"
     assert say("resume", "w1").output == "w1  claims  slots at most 3\n"
     assert say("concurrency", "w1").output == "w1  claims  slots as its owner says\n"
+    assert say("pause", "w1", "remote").output.endswith("says  nothing from remote\n")
+    assert say("unpause", "w1", "remote").output == "w1  claims  slots as its owner says\n"
     nobody = say("drain", "nobody")
     assert nobody.exit_code == 1
     assert "no such worker" in nobody.output.lower()

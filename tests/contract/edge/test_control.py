@@ -5,12 +5,15 @@ from typing import Any
 
 import pytest
 
+from broker.policy import Policy
+from broker.records import ClaimRequest
 from tests.contract.edge.conftest import Caller, Edge, MakeEdge
 from tests.processes import until
 
-RESUME = {"kind": "resume", "jobId": None, "n": None}
-DRAIN = {"kind": "drain", "jobId": None, "n": None}
-OWN = {"kind": "concurrency", "jobId": None, "n": None}
+NONE = {"jobId": None, "n": None, "queue": None}
+RESUME = NONE | {"kind": "resume"}
+DRAIN = NONE | {"kind": "drain"}
+OWN = NONE | {"kind": "concurrency"}
 
 
 def control(worker: Caller, cursor: int = 0, wait_s: float = 0) -> Any:
@@ -34,7 +37,9 @@ def test_orders_stand_until_they_change_and_repeats_change_nothing(
     assert control(worker) == {"cursor": 0, "orders": []}
     for _ in range(2):
         standing = user.post("/workers/w1/drain").json
-        assert standing == {"workerId": "w1", "drain": True, "concurrency": None, "cursor": 1}
+        assert standing == {
+            "workerId": "w1", "drain": True, "concurrency": None, "pausedQueues": [], "cursor": 1,
+        }  # fmt: skip
     assert control(worker) == {"cursor": 1, "orders": [DRAIN, OWN]}
     assert control(worker, 1) == {"cursor": 1, "orders": []}
     assert user.post("/workers/w1/concurrency", {"concurrency": 3}).json["cursor"] == 2
@@ -71,7 +76,7 @@ def test_a_waiting_call_hears_an_order_at_once_from_any_edge(
         assert cancelled.json["cancelRequestedAt"] is not None
         # far below the look every ten seconds that finds what no word came of
         orders = future.result(timeout=8)["orders"]
-    assert orders[-1] == {"kind": "cancel", "jobId": job["id"], "n": None}
+    assert orders[-1] == NONE | {"kind": "cancel", "jobId": job["id"]}
     done = worker.say(job["id"], "cancel/ack", leaseId=held["leaseId"])
     assert done.json["status"] == "cancelled"
     # what has ended is no order any more
@@ -123,6 +128,74 @@ def test_a_claim_that_waited_in_vain_names_the_cursor(
     assert answer.headers["Bridge-Control-Cursor"] == "1"
 
 
+@pytest.mark.parametrize("edge", ["sqlite", "postgresql"], indirect=True)
+def test_a_paused_queue_is_left_alone_and_others_are_not(edge: Edge, user: Caller) -> None:
+    worker = edge.worker(queues=("remote", "other"))
+    for queue in ("remote", "other"):
+        user.post("/jobs", {"type": queue, "queue": queue, "priority": 5})
+        assert worker.job()["queue"] == queue
+    for _ in range(2):
+        user.post("/jobs", {"type": "t", "priority": 9})
+    user.post("/jobs", {"type": "t", "queue": "other"})
+    for _ in range(2):
+        standing = user.post("/workers/w1/pause", {"queue": "remote"}).json
+        assert (standing["pausedQueues"], standing["cursor"]) == (["remote"], 1)
+    pause = NONE | {"kind": "pause", "queue": "remote"}
+    assert control(worker) == {"cursor": 1, "orders": [RESUME, OWN, pause]}
+    # this edge has not heard of it yet: the ledger refuses what is reserved, and it goes back
+    edge.services.pauses._known["w1"] = (1, frozenset())
+    request = {"worker_id": "w1", "policy": Policy(), "lease_seconds": 60}
+    assert edge.services.queue.claim(ClaimRequest(**request)) == []
+    edge.services.pauses._known.clear()
+    assert worker.job()["queue"] == "other"
+    assert worker.claim().json["job"] is None
+    # refused by the ledger as well when it comes by the way of those who have a limit
+    limited = ClaimRequest(**request | {"policy": Policy(max_concurrency=9)})
+    assert edge.services.queue.claim(limited) == []
+    assert edge.worker("w2").job()["queue"] == "remote"
+    for _ in range(2):
+        assert user.post("/workers/w1/unpause", {"queue": "remote"}).json["cursor"] == 2
+    edge.services.presence.renew("w1")
+    assert worker.job()["queue"] == "remote"
+    assert [one["pausedQueues"] for one in user.get("/workers").json["items"]] == [[], []]
+
+
+def test_a_waiting_claim_obeys_a_pause_and_takes_no_wake_up_from_others(
+    make_edge: MakeEdge, sqlite_url: str
+) -> None:
+    here, there = make_edge(sqlite_url), make_edge(sqlite_url)
+    first, second, user = here.worker("w1"), here.worker("w2"), there.user()
+    # nobody finds by himself what no wake-up told him of
+    here.services.waiting._look_every_s = 300
+    with ThreadPoolExecutor(3) as pool:
+        open_claim = waiting(here, pool, lambda: first.claim(waitSeconds=40).json)
+        until(lambda: here.services.waiting._listener is not None)
+        user.post("/workers/w1/pause", {"queue": "remote"})
+        assert open_claim.result(timeout=20)["job"] is None
+        # the one who waits longest is passed over: what he may not have is another's at once
+        longest = waiting(here, pool, lambda: first.claim(waitSeconds=40).json)
+        other = waiting(here, pool, lambda: second.claim(waitSeconds=40).json)
+        user.post("/jobs", {"type": "t"})
+        assert other.result(timeout=20)["job"] is not None
+        assert not longest.done()
+        user.post("/jobs", {"type": "t"})
+        user.post("/workers/w1/unpause", {"queue": "remote"})
+        assert longest.result(timeout=20)["job"] is None
+        until(lambda: first.claim().json["job"])
+
+
+def test_two_pauses_at_once_are_both_kept(edge: Edge, user: Caller) -> None:
+    edge.worker("w1")
+    names = [f"q{n}" for n in range(8)]
+    orders = edge.services.queue.orders
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda name: orders.pause("w1", name), names))
+    assert list(orders.read("w1").paused) == names
+    assert user.post("/workers/w1/unpause", {"queue": "q3"}).json["pausedQueues"] == [
+        name for name in names if name != "q3"
+    ]
+
+
 def test_orders_to_nobody_are_refused(edge: Edge, user: Caller) -> None:
     before = edge.state()
     for verb in ("drain", "resume"):
@@ -133,6 +206,11 @@ def test_orders_to_nobody_are_refused(edge: Edge, user: Caller) -> None:
     for bad in (-1, 10_001, "3", True, 1.5):
         answer = user.post("/workers/nobody/concurrency", {"concurrency": bad})
         assert answer.status_code == 422
+    assert edge.state() == before
+    for verb in ("pause", "unpause"):
+        assert user.post(f"/workers/nobody/{verb}", {"queue": "q"}).status_code == 404
+        for bad in (None, "", "a b", 1, "{}"):
+            assert user.post(f"/workers/nobody/{verb}", {"queue": bad}).status_code == 422
     assert edge.state() == before
     # a worker with a token can be told before it ever called
     edge.worker("new")

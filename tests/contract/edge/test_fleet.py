@@ -87,6 +87,8 @@ def test_the_command_shows_them(edge: Edge, user: Caller, worker: Caller, url: s
     assert job["id"] in shown
     assert "\x1b[31m" not in shown
     assert "online" in shown
+    user.post("/workers/w1/pause", {"queue": "other"})
+    assert "nothing from" in run()
     user.post("/workers/w1/drain")
     assert "draining" in run()
     (line,) = run("--json").splitlines()

@@ -41,6 +41,10 @@ def test_each_live_worker_is_named_with_the_rule(edge: Edge, user: Caller) -> No
         "bare": "capabilities", "fits": "none", "stranger": "credential",
     }  # fmt: skip
     assert edge.state() == before
+    user.post("/workers/fits/pause", {"queue": "remote"})
+    assert why(user, job["id"])["fits"] == "paused"
+    user.post("/workers/fits/unpause", {"queue": "remote"})
+    assert why(user, job["id"])["fits"] == "none"
     assert user.post("/workers/fits/drain").status_code == 200
     assert why(user, job["id"])["fits"] == "drain"
     (token,) = [one for one in edge.services.credentials.list() if one.worker_id == "types"]
