@@ -5,17 +5,20 @@ from __future__ import annotations
 import json
 import os
 import platform
+from collections.abc import Callable
 from typing import Any, Final
 
 import click
 
-from tests.bench import beside, claims, cycles, nodes, orders, waits
+from tests.bench import beside, claims, cycles, ingest, nodes, orders, settle, waits
 from tests.bench.measures import table
 from tests.bench.rig import rig
 
 #: each with what it measures
 ITEMS: Final = {
     "beside": "throughput and latency beside a native Celery worker, and where the time goes",
+    "settle": "from a complete to AsyncResult.get(), one job at a time",
+    "ingest": "messages a second into the ledger, beside what a native worker consumes",
     "cycles": "claim and complete by 1, 8 and 32 clients, single and in batches, CPU of each",
     "depth": "claims beside 0, 10,000, 100,000 queued jobs; --depths for others",
     "lanes": "claims over 1, 100 and 1,000 lanes",
@@ -76,8 +79,13 @@ def _measure(
 ) -> Any:
     if item == "nodes":
         return nodes.measure([int(one) for one in fleets.split(",")])
-    if item == "beside":
-        return beside.measure(database, jobs=jobs, singles=singles)
+    by_stack: dict[str, Callable[[], Any]] = {
+        "beside": lambda: beside.measure(database, jobs=jobs, singles=singles),
+        "settle": lambda: settle.measure(database, singles=singles),
+        "ingest": lambda: ingest.measure(database, jobs=jobs),
+    }
+    if item in by_stack:
+        return by_stack[item]()
     if item == "depth":
         asked = [int(one) for one in depths.split(",")]
         return claims.depth(

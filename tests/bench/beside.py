@@ -34,8 +34,8 @@ def measure(database: str, *, jobs: int, singles: int) -> dict[str, Any]:
     """Measure both sides in one run."""
     with ExitStack() as held:
         folder = Path(held.enter_context(tempfile.TemporaryDirectory()))
-        stack = held.enter_context(_stack(folder, database_of(held, database)))
-        held.enter_context(_native_worker(stack, folder))
+        stack = held.enter_context(running_stack(folder, database_of(held, database)))
+        held.enter_context(native_worker(stack, folder))
         loops = held.enter_context(_remote_loops(stack, folder))
         app = held.enter_context(stack.orchestrator())
         sides = {"native": ("native.noop", "native"), "remote": ("noop", "remote")}
@@ -69,7 +69,8 @@ def database_of(held: ExitStack, database: str) -> str | None:
 
 
 @contextmanager
-def _stack(folder: Path, database_url: str | None) -> Iterator[Stack]:
+def running_stack(folder: Path, database_url: str | None) -> Iterator[Stack]:
+    """Run a whole stack without a worker."""
     started: list[Process] = []
 
     def process(argv: Any, **more: Any) -> Process:
@@ -86,7 +87,8 @@ def _stack(folder: Path, database_url: str | None) -> Iterator[Stack]:
 
 
 @contextmanager
-def _native_worker(stack: Stack, folder: Path) -> Iterator[None]:
+def native_worker(stack: Stack, folder: Path) -> Iterator[None]:
+    """Run an ordinary Celery worker on the same broker and result backend."""
     told = stack.told
     env = {"APP_BROKER": told["brokerUrl"], "APP_BACKEND": told["resultBackend"]}
     argv = [sys.executable, "-m", "celery", "-A", "tests.bench.native_app", "worker"]
