@@ -2,6 +2,7 @@
 
 import gc
 import json
+import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -53,6 +54,7 @@ class World:
         self.database_url = f"sqlite:///{folder / 'ledger.sqlite3'}"
         upgrade(self.database_url)
         self._process = process
+        self._running: list[Process] = []
         self.ledger = Ledger(self.database_url, synchronous="NORMAL")
         self.reservations = Reservations.connect(self.reservations_url)
         self.queue = JobQueue(
@@ -89,6 +91,7 @@ class World:
         started = self._process(
             [*argv, *arguments], env=self.environment | dict(environ or {}), cwd=ROOT
         )
+        self._running.append(started)
         started.wait_for(rf"{name}@here ready")
         return started
 
@@ -111,6 +114,7 @@ class World:
             env=self.own_app,
             cwd=ROOT,
         )
+        self._running.append(started)
         started.wait_for("local@here ready")
         return started
 
@@ -118,10 +122,15 @@ class World:
         """Claim as a remote worker does, waiting for a job."""
         return until(lambda: self.claim_now(worker_id, lease_seconds=lease_seconds), 20, "a job")
 
-    def claim_now(self, worker_id: str = "worker-1", *, lease_seconds: int = 60) -> Job | None:
+    def claim_now(
+        self, worker_id: str = "worker-1", *, lease_seconds: int = 60, able: tuple[str, ...] = ()
+    ) -> Job | None:
         """Claim once."""
         self.queue.seen(worker_id)
-        request = ClaimRequest(worker_id=worker_id, policy=Policy(), lease_seconds=lease_seconds)
+        request = ClaimRequest(
+            worker_id=worker_id, policy=Policy(), lease_seconds=lease_seconds,
+            worker_capabilities=able,
+        )  # fmt: skip
         try:
             jobs = self.queue.claim(request)
         except Unavailable:
@@ -152,7 +161,9 @@ class World:
             return {key: int(client.llen(key)) for key in keys}
 
     def close(self) -> None:
-        """Close what this process opened."""
+        """Close what this process opened, and end what it started."""
+        for one in self._running:
+            one.close(signal.SIGKILL)  # a clean stop has tests of its own, and takes seconds
         # Results unsubscribe when they go: now, while the server is there, or never.
         gc.collect()
         if isinstance(self.app.backend, RedisBackend):

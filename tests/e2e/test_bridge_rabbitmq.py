@@ -40,7 +40,6 @@ class RabbitWorld(World):
     def __init__(self, rabbit: RabbitMQ, backend: str, *others: Any) -> None:
         super().__init__(*others)
         self.rabbit = rabbit
-        self.bridges: list[Process] = []
         self.broker_url = rabbit.url
         self.backend_url = backend
         self.app.close()
@@ -60,9 +59,9 @@ class RabbitWorld(World):
         return app
 
     def task_ids(self) -> list[str]:
-        """Return the task ids of the ledger."""
+        """Return the task ids of the ledger, as they came."""
         with self.ledger.read() as conn:
-            return list(conn.scalars(sa.select(jobs.c.task_id)))
+            return list(conn.scalars(sa.select(jobs.c.task_id).order_by(jobs.c.seq)))
 
     def row(self, task_id: str) -> Any:
         """Return what became of a task."""
@@ -95,15 +94,8 @@ class RabbitWorld(World):
                 channel.basic_publish(message, routing_key=queue)
         return ids
 
-    def bridge(self, *arguments: str, **options: Any) -> Process:
-        """Start a bridge and wait until it runs."""
-        self.bridges.append(super().bridge(*arguments, **options))
-        return self.bridges[-1]
-
     def close(self) -> None:
         """Close what this process opened; kombu keeps connections for the whole process."""
-        for bridge in self.bridges:
-            bridge.kill()  # a clean stop is tested with poison, and takes seconds
         if self.backend_url == "rpc://":
             self.app.backend.result_consumer.stop()
         super().close()
@@ -325,6 +317,34 @@ def test_celerys_own_tasks_are_executed_and_nodes_answer(world: RabbitWorld):
     until(lambda: world.catalog.find(held.id), GET_S, "the job")
     held.revoke()
     until(lambda: held.state == "REVOKED", GET_S, "the revoke")
+
+
+def test_one_orchestrator_sends_to_a_quorum_queue_and_by_priority_to_a_classic_one(
+    world: RabbitWorld,
+):
+    world.declare(QUEUE, **QUORUM)
+    world.declare("second", **{"x-max-priority": 9})
+    bridged: Any = KombuQueue("second", Exchange("second"), routing_key="second", no_declare=True)
+    world.app.amqp.queues.add(bridged)
+
+    def send(queue: str, **options: Any) -> Any:
+        return world.app.send_task("codex_exec", queue=queue, **options)
+
+    sent = [send("second", priority=priority) for priority in (0, 9, 3, 6, 9)]
+    until(lambda: world.left("second") == 5, GET_S, "all lie there")
+    world.bridge("--queue", QUEUE, "--queue", "second")
+    until(lambda: len(world.task_ids()) == 5, GET_S, "all were ingested")
+    best_first = [sent[number].id for number in (1, 4, 3, 2, 0)]
+    # RabbitMQ gave them in this order, and so does the ledger
+    assert world.task_ids() == best_first
+    other = send(QUEUE)
+    until(lambda: world.catalog.find(other.id), GET_S, "the job")
+    claimed = [world.claim() for _ in range(6)]
+    assert [job.task_id for job in claimed if job.queue == "second"] == best_first
+    assert [job.priority for job in claimed if job.queue == "second"] == [9, 9, 6, 3, 0]
+    for job in claimed:
+        world.complete(job, job.queue)
+    assert [one.get(timeout=GET_S) for one in (*sent, other)] == ["second"] * 5 + [QUEUE]
 
 
 def test_a_queue_that_comes_later_keeps_no_other_waiting(world: RabbitWorld):

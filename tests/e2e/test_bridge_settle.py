@@ -10,7 +10,12 @@ from uuid import uuid4
 import pytest
 from celery import chain, chord, group, states
 from celery.events.state import State
-from celery.exceptions import SoftTimeLimitExceeded, TaskRevokedError, WorkerLostError
+from celery.exceptions import (
+    InvalidTaskError,
+    SoftTimeLimitExceeded,
+    TaskRevokedError,
+    WorkerLostError,
+)
 
 from broker.bridge.settle import sent_id
 from broker.errors import Unavailable
@@ -129,6 +134,43 @@ def test_a_retryable_failure_is_retry_for_celery(bridged: World):
     assert (job.task_id, job.attempt) == (sent.id, 2)
     bridged.complete(job, "second time")
     assert sent.get(timeout=GET_S) == "second time"
+
+
+def policy(**said: Any) -> dict[str, Any]:
+    return {"headers": {"drawbridge": said}}
+
+
+def test_a_message_says_how_often_it_is_tried_and_who_may_run_it(bridged: World):
+    sent = bridged.send(**policy(max_attempts=2, required_capabilities=["gpu"]))
+    job = until(lambda: bridged.catalog.find(sent.id), GET_S, "the job")
+    assert job.max_attempts == 2
+    # what comes later is for anybody, and this is not
+    other = bridged.send()
+    bridged.complete(claim(bridged, other.id), None)
+    assert bridged.claim_now() is None
+    for attempt in (1, 2):
+        job = until(lambda: bridged.claim_now("w-gpu", able=("gpu",)), GET_S, "its job")
+        assert (job.task_id, job.attempt) == (sent.id, attempt)
+        bridged.fail(job, f"try {attempt}", retryable=True, retry_after_s=0.0)
+    with pytest.raises(Exception, match="try 2"):
+        sent.get(timeout=GET_S)
+
+
+def test_a_wrong_policy_is_refused_and_the_refusal_names_the_field(bridged: World):
+    wrong = {
+        "maxAttempts is not": policy(max_attempts=0),
+        "maxAttempts is no": policy(max_attempts="3"),
+        "requiredCapabilities is not": policy(required_capabilities="gpu"),
+        "requiredCapabilities is no": policy(required_capabilities=["gpu", ""]),
+        "affinityKey is not": policy(affinity_key=7),
+        "header is not an object": {"headers": {"drawbridge": ["gpu"]}},
+    }
+    every = {text: bridged.send(**said) for text, said in wrong.items()}
+    for text, sent in every.items():
+        with pytest.raises(InvalidTaskError, match=text):
+            sent.get(timeout=GET_S)
+        assert sent.state == states.FAILURE
+    assert bridged.claim_now() is None
 
 
 def test_lost_leases_end_as_a_lost_worker(bridged: World):

@@ -2,7 +2,6 @@
 
 import json
 import re
-import signal
 import threading
 import traceback
 from collections.abc import Callable, Iterator
@@ -232,8 +231,7 @@ def wiring(
         def process(argv: Any, *, env: Any = None, cwd: Path | None = None) -> Process:
             log = folder / f"{uuid4()}.log"
             started = Process(argv, log=log, env=env, cwd=cwd)
-            # a clean stop is tested elsewhere; what outlives its broker disturbs the next wiring
-            stack.callback(started.close, signal.SIGKILL)
+            stack.callback(started.close)
             return started
 
         if request.param == "RabbitMQ and SQL":
