@@ -9,6 +9,7 @@ from pathlib import Path
 from remote_worker import codex, credentials
 from remote_worker.errors import Interruption, JobFailed
 from remote_worker.git import Git, GitFailed
+from remote_worker.handlers import changes as changed
 from remote_worker.handlers import patch_rules
 from remote_worker.handlers import publish as pub
 from remote_worker.handlers import workspace as ws
@@ -80,7 +81,7 @@ class _Run:
 
     task: CodexTask
     workspace: ws.Workspace
-    changes: ws.Changes
+    changes: changed.Changes
     transcript: Transcript
     published: pub.Published
     seconds: float
@@ -182,20 +183,20 @@ def _kept(context: Context, git: Git, workspace: ws.Workspace) -> list[tuple[str
     return files if changes.patch is None else [*files, (PATCH_NAME, changes.patch)]
 
 
-def _collect(context: Context, git: Git, workspace: ws.Workspace) -> ws.Changes:
+def _collect(context: Context, git: Git, workspace: ws.Workspace) -> changed.Changes:
     """Write the patch; a run whose changes cannot be had has failed, and its log says more."""
     # What the agent left is read as shut in as the agent was, with no credential at hand.
     git = replace(git, box=context.box, credential=None)
     try:
-        changes = ws.collect(
+        changes = changed.collect(
             git, workspace, directory=context.directory, patch=_path(context, PATCH_NAME)
         )
         if changes.patch is not None:
             patch_rules.refuse_secrets(
-                git, context.redactor, git_dir=context.directory / ws.COLLECTED,
+                git, context.redactor, git_dir=context.directory / changed.COLLECTED,
                 base_commit=workspace.base_commit,
             )  # fmt: skip
-    except (ws.CollectFailed, GitFailed) as error:
+    except (changed.CollectFailed, GitFailed) as error:
         raise JobFailed(
             str(error), error_type="collect_failed", files=[_log_file(context)]
         ) from None
@@ -209,7 +210,7 @@ def _collect(context: Context, git: Git, workspace: ws.Workspace) -> ws.Changes:
 
 
 def _publish(
-    context: Context, git: Git, task: CodexTask, workspace: ws.Workspace, changes: ws.Changes,
+    context: Context, git: Git, task: CodexTask, workspace: ws.Workspace, changes: changed.Changes,
     transcript: Transcript,
 ) -> pub.Published:  # fmt: skip
     """Publish what was changed, if that is the wish; a patch that may not be, stays an artifact."""

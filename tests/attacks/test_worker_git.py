@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from remote_worker.handlers import changes as changed
 from remote_worker.handlers import workspace as ws
 from remote_worker.limits import MIB, Limits
 from tests.attacks.worker_kit import (
@@ -342,12 +343,12 @@ def test_a_patch_that_leads_away_is_published_by_nobody(
 ) -> None:
     """Whatever the collection might let through, publishing refuses."""
 
-    def collected(*_: object, directory: Path, patch: Path, **__: object) -> ws.Changes:
+    def collected(*_: object, directory: Path, patch: Path, **__: object) -> changed.Changes:
         patch.write_text(PATCHES[name])
-        (directory / ws.COLLECTED).mkdir()
-        return ws.Changes(patch=patch, files=("x",), unnested=0)
+        (directory / changed.COLLECTED).mkdir()
+        return changed.Changes(patch=patch, files=("x",), unnested=0)
 
-    monkeypatch.setattr("remote_worker.handlers.workspace.collect", collected)
+    monkeypatch.setattr("remote_worker.handlers.changes.collect", collected)
     monkeypatch.setattr("remote_worker.handlers.patch_rules.refuse_secrets", lambda *_, **__: None)
     before = run_git("for-each-ref", cwd=bare)
     held = publish(mode="pr")

@@ -10,6 +10,7 @@ import pytest
 
 from remote_worker.errors import Interrupted, Interruption, JobFailed
 from remote_worker.git import Git
+from remote_worker.handlers import changes as changed
 from remote_worker.handlers import workspace as ws
 from remote_worker.repository import parse
 from tests.unit.remote_worker.conftest import run_git
@@ -43,9 +44,11 @@ def prepare(git: Git, directory: Path, source: Path) -> Callable[..., ws.Workspa
 
 
 @pytest.fixture
-def collect(git: Git, directory: Path) -> Callable[[ws.Workspace], ws.Changes]:
-    def call(workspace: ws.Workspace) -> ws.Changes:
-        return ws.collect(git, workspace, directory=directory, patch=directory / "changes.patch")
+def collect(git: Git, directory: Path) -> Callable[[ws.Workspace], changed.Changes]:
+    def call(workspace: ws.Workspace) -> changed.Changes:
+        return changed.collect(
+            git, workspace, directory=directory, patch=directory / "changes.patch"
+        )
 
     return call
 
@@ -160,7 +163,7 @@ def test_what_is_a_ref(ref: str) -> None:
 
 def test_the_patch_is_everything_the_run_changed(
     prepare: Callable[..., ws.Workspace],
-    collect: Callable[[ws.Workspace], ws.Changes],
+    collect: Callable[[ws.Workspace], changed.Changes],
     source: Path,
     tmp_path: Path,
 ) -> None:
@@ -198,14 +201,14 @@ def test_the_patch_is_everything_the_run_changed(
 
 
 def test_no_change_is_no_patch(
-    prepare: Callable[..., ws.Workspace], collect: Callable[[ws.Workspace], ws.Changes]
+    prepare: Callable[..., ws.Workspace], collect: Callable[[ws.Workspace], changed.Changes]
 ) -> None:
     changes = collect(prepare())
     assert (changes.patch, list(changes.files)) == (None, [])
 
 
 def test_a_change_of_history_alone_is_no_change(
-    prepare: Callable[..., ws.Workspace], collect: Callable[[ws.Workspace], ws.Changes]
+    prepare: Callable[..., ws.Workspace], collect: Callable[[ws.Workspace], changed.Changes]
 ) -> None:
     workspace = prepare()
     run_git("commit", "-q", "--allow-empty", "-m", "nothing", cwd=workspace.repo)
@@ -253,7 +256,7 @@ def set_traps(repo: Path, marker: Path) -> None:
 
 def test_a_poisoned_workspace_runs_nothing(
     prepare: Callable[..., ws.Workspace],
-    collect: Callable[[ws.Workspace], ws.Changes],
+    collect: Callable[[ws.Workspace], changed.Changes],
     tmp_path: Path,
 ) -> None:
     workspace = prepare()
@@ -276,7 +279,7 @@ def test_a_poisoned_workspace_runs_nothing(
 
 def test_nested_repositories_are_plain_files_and_run_nothing(
     prepare: Callable[..., ws.Workspace],
-    collect: Callable[[ws.Workspace], ws.Changes],
+    collect: Callable[[ws.Workspace], changed.Changes],
     tmp_path: Path,
 ) -> None:
     workspace = prepare()
@@ -304,7 +307,7 @@ def test_nested_repositories_are_plain_files_and_run_nothing(
 
 def test_a_populated_submodule_runs_nothing_and_is_not_in_the_patch(
     prepare: Callable[..., ws.Workspace],
-    collect: Callable[[ws.Workspace], ws.Changes],
+    collect: Callable[[ws.Workspace], changed.Changes],
     source: Path,
     tmp_path: Path,
 ) -> None:
@@ -332,7 +335,7 @@ def test_a_populated_submodule_runs_nothing_and_is_not_in_the_patch(
 
 def test_what_earlier_jobs_and_the_daemons_own_environment_say_is_inert(
     prepare: Callable[..., ws.Workspace],
-    collect: Callable[[ws.Workspace], ws.Changes],
+    collect: Callable[[ws.Workspace], changed.Changes],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -363,18 +366,18 @@ def test_what_earlier_jobs_and_the_daemons_own_environment_say_is_inert(
 
 def test_a_workspace_replaced_by_a_link_is_not_followed(
     prepare: Callable[..., ws.Workspace],
-    collect: Callable[[ws.Workspace], ws.Changes],
+    collect: Callable[[ws.Workspace], changed.Changes],
     tmp_path: Path,
 ) -> None:
     workspace = prepare()
     workspace.repo.rename(tmp_path / "elsewhere")
     workspace.repo.symlink_to("/etc")
-    with pytest.raises(ws.CollectFailed):
+    with pytest.raises(changed.CollectFailed):
         collect(workspace)
 
 
 def test_a_git_directory_replaced_by_a_file_is_none(
-    prepare: Callable[..., ws.Workspace], collect: Callable[[ws.Workspace], ws.Changes]
+    prepare: Callable[..., ws.Workspace], collect: Callable[[ws.Workspace], changed.Changes]
 ) -> None:
     workspace = prepare()
     shutil.rmtree(workspace.repo / ".git")
@@ -386,7 +389,7 @@ def test_a_git_directory_replaced_by_a_file_is_none(
 @pytest.mark.parametrize("what", ["missing", "garbage", "link", "fifo"])
 def test_an_index_that_is_none_names_nothing(
     prepare: Callable[..., ws.Workspace],
-    collect: Callable[[ws.Workspace], ws.Changes],
+    collect: Callable[[ws.Workspace], changed.Changes],
     what: str,
 ) -> None:
     workspace = prepare()
@@ -404,7 +407,7 @@ def test_an_index_that_is_none_names_nothing(
 
 def test_links_out_of_the_workspace_are_not_walked(
     prepare: Callable[..., ws.Workspace],
-    collect: Callable[[ws.Workspace], ws.Changes],
+    collect: Callable[[ws.Workspace], changed.Changes],
     tmp_path: Path,
 ) -> None:
     outside = tmp_path / "outside"
@@ -425,13 +428,13 @@ def test_links_out_of_the_workspace_are_not_walked(
 
 def test_a_patch_that_is_too_large_is_refused(
     prepare: Callable[..., ws.Workspace],
-    collect: Callable[[ws.Workspace], ws.Changes],
+    collect: Callable[[ws.Workspace], changed.Changes],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(ws, "MAX_PATCH", 1000)
+    monkeypatch.setattr(changed, "MAX_PATCH", 1000)
     workspace = prepare()
     (workspace.repo / "big").write_text("x" * 2000)
-    with pytest.raises(ws.CollectFailed, match="bytes"):
+    with pytest.raises(changed.CollectFailed, match="bytes"):
         collect(workspace)
 
 
