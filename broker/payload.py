@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,13 +15,12 @@ from datetime import UTC, datetime, tzinfo
 from typing import Final
 
 from broker.records import Json, NewJob, Rejection
+from broker.strict_json import Unfit, loads
 
 #: a payload handed to a worker
 PAYLOAD_MAX: Final = 1024 * 1024
 #: a whole message body, with its links and chains
 BODY_MAX: Final = 16 * 1024 * 1024
-#: lists and objects within each other
-DEPTH_MAX: Final = 200
 NAME_MAX: Final = 255
 INT32_MAX: Final = 2**31 - 1
 ATTEMPTS_MAX: Final = 100
@@ -42,10 +40,6 @@ _V1_FIELDS: Final = (
 _ENCODINGS: Final = frozenset({"utf-8", "utf8", "ascii", "us-ascii"})
 
 
-class Unfit(Exception):
-    """The message can not become a job; the message of the exception says why."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Message:
     """One message as the transport gave it: body decoded and inflated, nothing else believed."""
@@ -61,48 +55,6 @@ class Message:
     priority: int = 0
     #: of times without an offset
     timezone: tzinfo = UTC
-
-
-def loads(text: str | bytes) -> Json:
-    """Parse JSON strictly: no NaN, no infinity, no nesting that would break a later reader.
-
-    Raises:
-        Unfit: it is none.
-    """
-    try:
-        value = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
-    except (ValueError, RecursionError) as error:
-        raise Unfit(f"not JSON: {str(error)[:200] or type(error).__name__}") from None
-    raw = text.encode(errors="surrogatepass") if isinstance(text, str) else text
-    if raw.count(b"[") + raw.count(b"{") > DEPTH_MAX:
-        _check_depth(value)
-    return value
-
-
-def _refuse_constant(name: str) -> Json:
-    raise ValueError(f"{name} is not JSON")
-
-
-def _finite(text: str) -> float:
-    number = float(text)
-    if not math.isfinite(number):
-        raise ValueError(f"{text[:32]} is too large")
-    return number
-
-
-def _check_depth(value: Json) -> None:
-    level = [value]
-    for _ in range(DEPTH_MAX):
-        inner = (
-            one
-            for outer in level
-            if isinstance(outer, (dict, list))
-            for one in (outer.values() if isinstance(outer, dict) else outer)
-        )
-        level = list(inner)
-        if not level:
-            return
-    raise Unfit(f"nested deeper than {DEPTH_MAX}")
 
 
 def derived_id(*parts: bytes | str) -> str:

@@ -31,17 +31,9 @@ from broker.ledger import cancels, intake, jobs, migrate, orders, workers
 from broker.ledger.engine import Ledger
 from broker.orders import OrderBook
 from broker.policy import Eligibility
-from broker.records import (
-    ClaimRequest,
-    Ingested,
-    Job,
-    Json,
-    NewJob,
-    Redrive,
-    Redriven,
-    Rejection,
-)
+from broker.records import ClaimRequest, Ingested, Job, Json, NewJob, Rejection
 from broker.redrive import Redriver
+from broker.redrive_shapes import Redrive, Redriven
 from broker.reservations.keys import QUEUE_NAME
 from broker.reservations.server import Told
 from broker.reservations.store import Reservations

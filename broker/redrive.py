@@ -15,7 +15,8 @@ from broker.indexing import Indexer
 from broker.ledger import audit
 from broker.ledger import redrive as rows
 from broker.ledger.engine import Ledger
-from broker.records import Job, Redrive, RedriveItem, Redriven, RedriveOutcome
+from broker.records import Job
+from broker.redrive_shapes import Redrive, RedriveItem, Redriven, RedriveOutcome
 
 #: jobs brought back in one transaction
 PAGE: Final = 200

@@ -7,7 +7,7 @@ from typing import Any
 import marshmallow as ma
 from marshmallow import fields, validate
 
-from broker.records import RedriveOutcome
+from broker.redrive_shapes import RedriveOutcome
 from broker.states import Status
 from edge_api.arguments import LEVELS
 from edge_api.fields import Moment, camel

@@ -6,7 +6,7 @@ from typing import Any
 
 from flask.views import MethodView
 
-from broker.records import Redrive, RedriveFilter, Redriven
+from broker.redrive_shapes import Redrive, RedriveFilter, Redriven
 from broker.states import REDRIVABLE
 from edge_api.answers import RedrivenSchema
 from edge_api.arguments import RedriveArgs

@@ -8,8 +8,8 @@ from typing import Any, Final
 
 from flask.views import MethodView
 
+from broker.credential import Credential
 from broker.policy import Policy
-from broker.records import Credential
 from edge_api.answers import (
     ByeSchema,
     HelloSchema,

@@ -17,8 +17,9 @@ from datetime import UTC, tzinfo
 from typing import Any, Final
 
 from broker import payload
-from broker.payload import BODY_MAX, KEEP_MAX, Message, Unfit
+from broker.payload import BODY_MAX, KEEP_MAX, Message
 from broker.records import Json, NewJob, Rejection
+from broker.strict_json import Unfit, loads
 
 #: base64 makes a third more of a body, headers come on top
 RAW_MAX: Final = 2 * BODY_MAX
@@ -99,7 +100,7 @@ class Decoder:
         if len(raw) > RAW_MAX:
             return self._unreadable(raw, f"too_large: longer than {RAW_MAX} bytes")
         try:
-            outer = payload.loads(raw)
+            outer = loads(raw)
         except Unfit as unfit:
             return self._unreadable(raw, str(unfit))
         parts = _parts(outer)
@@ -227,7 +228,7 @@ def _plain(table: Mapping[str, Any] | None) -> dict[str, Json]:
         text = json.dumps(dict(table or {}), default=str, skipkeys=True)
     except (ValueError, TypeError, RecursionError) as error:
         raise Unfit(f"the headers are no JSON: {str(error)[:200]}") from None
-    read: dict[str, Json] = payload.loads(text)
+    read: dict[str, Json] = loads(text)
     return read
 
 

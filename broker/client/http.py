@@ -1,4 +1,4 @@
-"""Jobs of one edge over HTTP: each route a method, asked again where a repeat does no harm."""
+"""Jobs of one edge over HTTP: each route a method, and a job followed to its end."""
 
 from __future__ import annotations
 
@@ -11,12 +11,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, Self, cast
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 import requests
-import tenacity
-from requests.auth import AuthBase
 
+from broker.client.calls import Calls, Sleep
 from broker.client.errors import EdgeAway, EdgeRefused
 from broker.client.shapes import (
     ENDED,
@@ -30,39 +29,11 @@ from broker.client.shapes import (
     given,
 )
 
-PREFIX: Final = "/api/queue"
-_HERE: Final = frozenset({"127.0.0.1", "::1", "localhost"})
-#: connecting, and silence of an edge that was not asked to wait
-_TIMEOUT_S: Final = (5.0, 30.0)
 #: how long one question for events waits for one
 _WAIT_S: Final = 20
 #: how soon to ask again for a job that the bridge has not brought yet
 _UNKNOWN_S: Final = 0.1
-_TRIES: Final = 6
-_BUSY: Final = frozenset({429, 503})
 _CHUNK: Final = 256 * 1024
-
-Sleep = Callable[[float], None]
-
-
-class _Again(Exception):
-    """Worth another try, after the seconds the edge asked for."""
-
-    def __init__(self, cause: EdgeRefused | EdgeAway, after_s: float) -> None:
-        super().__init__(str(cause))
-        self.cause = cause
-        self.after_s = after_s
-
-
-class _Token(AuthBase):
-    """The credential; as an auth object, so that no .netrc replaces it."""
-
-    def __init__(self, token: str) -> None:
-        self._token = token
-
-    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        request.headers["Authorization"] = f"Bearer {self._token}"
-        return request
 
 
 class Client:
@@ -70,13 +41,8 @@ class Client:
 
     def __init__(self, url: str, token: str, *, sleep: Sleep = time.sleep) -> None:
         """Take the edge's address, ``https://host[:port]``, and a token; asks nothing yet."""
-        self._base = url.rstrip("/").removesuffix(PREFIX) + PREFIX
+        self._calls = Calls(url, token, sleep=sleep)
         self._sleep = sleep
-        self._http = requests.Session()
-        self._http.auth = _Token(token)
-        # no proxy leads to this machine itself; over https the environment may name authorities
-        address = urlsplit(self._base)
-        self._http.trust_env = address.scheme != "http" or address.hostname not in _HERE
 
     def __enter__(self) -> Self:
         """Be closed at the end of the block."""
@@ -88,7 +54,7 @@ class Client:
 
     def close(self) -> None:
         """Let go of the connections; may be repeated."""
-        self._http.close()
+        self._calls.close()
 
     def submit(
         self,
@@ -105,11 +71,11 @@ class Client:
         # a key in any case, so that a lost answer can be asked for again
         body["idempotencyKey"] = idempotency_key or str(uuid.uuid4())
         body |= given(queue=queue, maxAttempts=max_attempts)
-        return cast(Job, self._json("POST", "/jobs", body=body))
+        return cast(Job, self._calls.json("POST", "/jobs", body=body))
 
     def job(self, job_id: str) -> Job:
         """Look at a job."""
-        return cast(Job, self._json("GET", f"/jobs/{_part(job_id)}"))
+        return cast(Job, self._calls.json("GET", f"/jobs/{_part(job_id)}"))
 
     def jobs(
         self,
@@ -124,7 +90,7 @@ class Client:
         asked = given(status=status, type=type_, queue=queue, worker=worker)
         cursor: str | None = None
         while limit > 0:
-            page = self._json(
+            page = self._calls.json(
                 "GET", "/jobs", params=asked | given(cursor=cursor) | {"limit": min(limit, 200)}
             )
             yield from page["items"]
@@ -135,12 +101,12 @@ class Client:
 
     def attempts(self, job_id: str) -> list[Attempt]:
         """List a job's leases, oldest first."""
-        return list(self._json("GET", f"/jobs/{_part(job_id)}/attempts")["items"])
+        return list(self._calls.json("GET", f"/jobs/{_part(job_id)}/attempts")["items"])
 
     def cancel(self, job_id: str, *, reason: str | None = None) -> Job:
         """Cancel a queued job, or ask a running one's worker to stop; a repeat changes nothing."""
         body = given(reason=reason)
-        return cast(Job, self._json("POST", f"/jobs/{_part(job_id)}/cancel", body=body))
+        return cast(Job, self._calls.json("POST", f"/jobs/{_part(job_id)}/cancel", body=body))
 
     def redrive(self, ids: Sequence[str], *, dry_run: bool = False) -> list[RedriveItem]:
         """Bring failed and dead-lettered jobs back; needs an operator's token.
@@ -148,23 +114,23 @@ class Client:
         A repeat finds them queued: their outcome is then ``not_dead``.
         """
         body = {"ids": list(ids), "dryRun": dry_run}
-        return list(self._json("POST", "/dead-letters/redrive", body=body)["items"])
+        return list(self._calls.json("POST", "/dead-letters/redrive", body=body)["items"])
 
     def workers(self, *, limit: int = 200) -> list[RemoteWorker]:
         """List workers, last seen first; needs an operator's token."""
-        return list(self._json("GET", "/workers", params={"limit": limit})["items"])
+        return list(self._calls.json("GET", "/workers", params={"limit": limit})["items"])
 
     def steer(self, worker_id: str, order: str, **body: Any) -> Standing:
         """Give a worker an order by the last word of its route; needs an operator's token."""
         path = f"/workers/{_part(worker_id)}/{order}"
-        return cast(Standing, self._json("POST", path, body=body))
+        return cast(Standing, self._calls.json("POST", path, body=body))
 
     def events(
         self, job_id: str, *, after: int = 0, wait_s: int = 0, limit: int = 200
     ) -> list[Event]:
         """Read the log after a ``seq``, waiting up to ``wait_s`` (0-50) seconds for an entry."""
         asked = {"after": after, "waitSeconds": wait_s, "limit": limit}
-        return list(self._json("GET", f"/jobs/{_part(job_id)}/events", params=asked)["items"])
+        return list(self._calls.json("GET", f"/jobs/{_part(job_id)}/events", params=asked)["items"])
 
     def follow(
         self,
@@ -199,7 +165,9 @@ class Client:
     def artifacts(self, job_id: str) -> list[Artifact]:
         """List a job's files."""
         asked = {"limit": 500}
-        return list(self._json("GET", f"/jobs/{_part(job_id)}/artifacts", params=asked)["items"])
+        return list(
+            self._calls.json("GET", f"/jobs/{_part(job_id)}/artifacts", params=asked)["items"]
+        )
 
     def download(self, artifact: Artifact, to: Path) -> Path:
         """Write a file to the path ``to``, whole and verified or not at all.
@@ -211,7 +179,10 @@ class Client:
         digest = hashlib.sha256()
         handle, draft = tempfile.mkstemp(dir=to.parent, prefix=f".{to.name[:32]}.")
         try:
-            with os.fdopen(handle, "wb") as file, self._sent("GET", path, stream=True) as answer:
+            with (
+                os.fdopen(handle, "wb") as file,
+                self._calls.sent("GET", path, stream=True) as answer,
+            ):
                 for chunk in answer.iter_content(_CHUNK):
                     digest.update(chunk)
                     file.write(chunk)
@@ -234,78 +205,6 @@ class Client:
                     raise
             self._sleep(_UNKNOWN_S)
             unknown_s -= _UNKNOWN_S
-
-    def _json(
-        self,
-        method: str,
-        path: str,
-        *,
-        params: Mapping[str, Any] | None = None,
-        body: Mapping[str, Any] | None = None,
-    ) -> Any:
-        with self._sent(method, path, params=params, json=body) as answer:
-            try:
-                return answer.json()
-            except requests.RequestException:
-                raise EdgeAway(f"{self._base} answers something that is no edge's") from None
-
-    def _sent(self, method: str, path: str, **more: Any) -> requests.Response:
-        """Send until there is an answer; every call of ours may come twice."""
-        tries = tenacity.Retrying(
-            retry=tenacity.retry_if_exception_type(_Again),
-            stop=tenacity.stop_after_attempt(_TRIES),
-            wait=_pause,
-            sleep=self._sleep,
-            reraise=True,
-        )
-        try:
-            return tries(self._once, method, path, **more)
-        except _Again as again:
-            raise again.cause from None
-
-    def _once(self, method: str, path: str, **more: Any) -> requests.Response:
-        connect_s, read_s = _TIMEOUT_S
-        wait_s = (more.get("params") or {}).get("waitSeconds", 0)
-        try:
-            answer = self._http.request(
-                method,
-                self._base + path,
-                timeout=(connect_s, read_s + wait_s),
-                allow_redirects=False,
-                **more,
-            )
-        except (requests.ConnectionError, requests.Timeout) as error:
-            away = EdgeAway(f"{self._base} does not answer: {type(error).__name__}")
-            raise _Again(away, 0.0) from None
-        except requests.RequestException as error:
-            raise EdgeAway(f"{self._base} cannot be asked: {error}") from None
-        if answer.ok and not answer.is_redirect:
-            return answer
-        with answer:
-            refused = _refusal(answer)
-        if answer.status_code in _BUSY:
-            raise _Again(refused, _retry_after(answer))
-        raise refused
-
-
-def _pause(state: tenacity.RetryCallState) -> float:
-    error = state.outcome.exception() if state.outcome else None
-    asked = error.after_s if isinstance(error, _Again) else 0.0
-    return max(asked, tenacity.wait_random_exponential(multiplier=0.2, max=5.0)(state))
-
-
-def _retry_after(answer: requests.Response) -> float:
-    text = answer.headers.get("Retry-After", "")
-    return min(float(text), 60.0) if text.isascii() and text.isdigit() else 0.0
-
-
-def _refusal(answer: requests.Response) -> EdgeRefused | EdgeAway:
-    """Read why the edge said no; a page of something else is no edge's word."""
-    try:
-        detail = answer.json()["detail"]
-        return EdgeRefused(answer.status_code, str(detail["code"]), str(detail["message"]))
-    except (requests.RequestException, LookupError, TypeError):
-        return EdgeAway(f"{answer.url} answers {answer.status_code}, and not as an edge does")
 
 
 def _part(text: str) -> str:

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import click
 
+from broker.credential import Credential
 from broker.errors import ConfigurationError
 from broker.ledger.credential_rows import state
-from broker.records import Credential
 
 
 @contextmanager

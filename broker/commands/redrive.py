@@ -12,7 +12,7 @@ from broker.clock import Clock
 from broker.commands.opening import ACTOR, opened, source
 from broker.commands.tokens import span
 from broker.queue import JobQueue
-from broker.records import Redrive, RedriveFilter, RedriveItem, Redriven
+from broker.redrive_shapes import Redrive, RedriveFilter, RedriveItem, Redriven
 from broker.reservations.store import Reservations
 from broker.settings import QueueSettings, StoreSettings
 from broker.states import REDRIVABLE, Status

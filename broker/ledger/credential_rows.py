@@ -9,11 +9,11 @@ from typing import Any, Final
 import sqlalchemy as sa
 
 from broker import tokens
+from broker.credential import Credential
 from broker.errors import TokenConflict, TokenNotFound
 from broker.ledger import credential_rules as rules
 from broker.ledger.models import CredentialRow
 from broker.ledger.remembered import Known
-from broker.records import Credential
 
 COLUMNS: Final = tuple(CredentialRow.__table__.columns)
 

@@ -10,9 +10,9 @@ from ipaddress import ip_network
 from typing import Any, Final
 
 from broker import tokens
+from broker.credential import Credential
 from broker.errors import InvalidPayload
 from broker.policy import Policy, repository_pattern
-from broker.records import Credential
 
 WORKER_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _WORD_MAX: Final = 255

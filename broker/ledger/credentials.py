@@ -12,6 +12,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 
 from broker import tokens
+from broker.credential import Credential
 from broker.errors import (
     AuthFailed,
     LedgerUnavailable,
@@ -26,7 +27,6 @@ from broker.ledger.engine import Ledger
 from broker.ledger.models import CredentialRow
 from broker.ledger.remembered import FRESH_S, USED_EVERY_S, Known, Remembered
 from broker.policy import Policy
-from broker.records import Credential
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,8 @@ import sqlalchemy as sa
 
 from broker import effects, figures
 from broker.ledger import events, jobs, moves, outbox
-from broker.records import Job, RedriveFilter
+from broker.records import Job
+from broker.redrive_shapes import RedriveFilter
 from broker.states import Trigger, sources, target
 
 _TABLE: Final = jobs.jobs

@@ -10,7 +10,7 @@ from typing import Final
 
 from cachetools import TTLCache
 
-from broker.records import Credential
+from broker.credential import Credential
 
 #: how old a belief may be while the ledger answers; so long a revocation may take
 FRESH_S: Final = 5.0

@@ -13,7 +13,8 @@ import sqlalchemy as sa
 from broker.ledger.engine import Ledger
 from broker.ledger.jobs import jobs
 from broker.queue import JobQueue
-from broker.records import Holder, Job, NewEvent, Redrive
+from broker.records import Holder, Job, NewEvent
+from broker.redrive_shapes import Redrive
 from broker.reservations.store import Reservations
 from broker.settings import QueueSettings
 from tests.contract.conftest import SetClock

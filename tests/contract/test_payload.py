@@ -18,9 +18,10 @@ from kombu.transport.virtual import Channel
 
 from broker import payload
 from broker.bridge.decode import Builtin, Decoder
-from broker.payload import BODY_MAX, DEPTH_MAX, Message
+from broker.payload import BODY_MAX, Message
 from broker.policy import canonical_repository
 from broker.records import NewJob, Rejection
+from broker.strict_json import DEPTH_MAX
 
 QUEUE = "remote"
 ID = "3fbb8d6a-51b1-4d5e-9f0f-0a9f6b1d3c11"

@@ -8,8 +8,9 @@ import pytest
 
 from broker.ledger.engine import Ledger
 from broker.queue import JobQueue
-from broker.records import Job, Redrive, RedriveFilter, Rejection
-from broker.records import RedriveOutcome as Outcome
+from broker.records import Job, Rejection
+from broker.redrive_shapes import Redrive, RedriveFilter
+from broker.redrive_shapes import RedriveOutcome as Outcome
 from broker.states import Status
 from broker.upkeep import Upkeep
 from tests.contract.conftest import SetClock

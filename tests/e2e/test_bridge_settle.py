@@ -22,7 +22,8 @@ from broker.errors import Unavailable
 from broker.ledger.credentials import Credentials
 from broker.ledger.fleet import known
 from broker.policy import Policy
-from broker.records import ClaimRequest, Job, Redrive
+from broker.records import ClaimRequest, Job
+from broker.redrive_shapes import Redrive
 from tests.e2e.bridges import QUEUE, World, holder, world_of
 from tests.processes import Process
 from tests.services import Valkey, until

@@ -8,15 +8,8 @@ from typing import Any, Final
 
 from broker.policy import Policy
 from broker.queue import JobQueue
-from broker.records import (
-    ClaimRequest,
-    Completion,
-    Holder,
-    Job,
-    NewEvent,
-    Redrive,
-    RedriveFilter,
-)
+from broker.records import ClaimRequest, Completion, Holder, Job, NewEvent
+from broker.redrive_shapes import Redrive, RedriveFilter
 from broker.states import Status
 from broker.upkeep import Upkeep
 from tests.simulation.scheduler import Killed

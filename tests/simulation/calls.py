@@ -12,7 +12,8 @@ from broker.bridge.fetch import Drain
 from broker.bridge.relay import Relay
 from broker.policy import Policy
 from broker.queue import JobQueue
-from broker.records import ClaimRequest, Completion, Holder, Job, NewEvent, NewJob, Redrive
+from broker.records import ClaimRequest, Completion, Holder, Job, NewEvent, NewJob
+from broker.redrive_shapes import Redrive
 from broker.upkeep import Upkeep
 from tests.simulation.world import QUEUE, World
 
