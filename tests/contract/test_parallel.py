@@ -266,15 +266,15 @@ def test_of_two_processes_that_find_the_index_gone_one_builds_it(
     before = queue.reservations.generation("remote") or 0
     queue.reservations.client.flushall()
     other = open_queue(ledger_url, valkey_url)
-    build, built = queue.reservations.build, []
+    fill, filled = queue.reservations.fill, []
 
-    def build_slowly(*args: Any) -> None:
-        built.append(other.index.ensure("remote"))
-        build(*args)
+    def fill_slowly(*args: Any, **how: Any) -> None:
+        filled.append(other.index.ensure("remote"))
+        fill(*args, **how)
 
-    queue.reservations.build = build_slowly  # type: ignore[method-assign]
+    queue.reservations.fill = fill_slowly  # type: ignore[method-assign]
     assert queue.index.ensure("remote")
-    assert built == [False]
+    assert filled == [False]
     assert queue.reservations.generation("remote") == before + 1
     other.reservations.close()
     other.ledger.close()
