@@ -386,8 +386,11 @@ def test_a_purge_reaches_what_was_read_ahead(world: RabbitWorld):
     world.declare(QUEUE)
     world.publish(300)
     world.bridge(environ={"DRAWBRIDGE_READ_AHEAD": "100"})
+    until(lambda: len(world.task_ids()) >= 100, GET_S, "some are read ahead")
     until(lambda: world.left() + len(world.task_ids()) == 300, GET_S, "the feed has stopped")
     running = world.claim()
+    # it may take messages before it listens to control commands, which nobody keeps for it
+    until(lambda: world.app.control.ping(timeout=2), GET_S, "the bridge listens")
     [said] = world.app.control.broadcast(
         "purge", {"queue": QUEUE}, reply=True, timeout=GET_S, limit=1, destination=["bridge@here"]
     )
