@@ -21,8 +21,8 @@ from broker.errors import (
 )
 from broker.records import Artifact, Holder, StoredFile
 from edge_api import auth
-from edge_api.answers import ArtifactSchema, ArtifactsSchema
 from edge_api.arguments import LimitArgs, UploadArgs
+from edge_api.artifact_answers import ArtifactSchema, ArtifactsSchema
 from edge_api.auth import USERS, Kind, principal
 from edge_api.fields import ARTIFACT_NAME, LEASE_ID, MEDIA_TYPE, WORKER_ID
 from edge_api.holding import artifact_id_of, holder_of, job_id_of

@@ -12,8 +12,8 @@ from broker.errors import DrawbridgeError, InvalidPayload
 from broker.ledger.parts import PART_BYTES, PARTS_MAX, Part, Upload
 from broker.records import Artifact
 from edge_api import auth
-from edge_api.answers import ArtifactSchema, PartSchema, UploadSchema
 from edge_api.arguments import BeginUploadArgs, HolderArgs, LeaseArgs, PartArgs
+from edge_api.artifact_answers import ArtifactSchema, PartSchema, UploadSchema
 from edge_api.auth import Kind
 from edge_api.fields import LEASE_ID, WORKER_ID
 from edge_api.holding import holder_of, job_id_of, part_number_of, upload_id_of

@@ -1,9 +1,7 @@
-"""Calls that wait: the only one to know who waits for what, and who is woken for it.
+"""Calls that wait: what each does while it waits, and when it looks.
 
-One thread a process listens for wake-ups, one event a waiter. A wake-up for n jobs wakes the n
-oldest waiters that may run them and are not awake yet: waking all cost 128 claims a job at 200
-waiters, against 3. Whoever leaves without having used a wake-up hands it on, so that none is lost
-between two waiters; what Redis drops, a look every few seconds finds, of one for all its equals.
+One thread a process listens for wake-ups and tells the line (``line.py``), which knows who is woken
+for what. What Redis drops, a look every few seconds finds, of one for all its equals.
 """
 
 from __future__ import annotations
@@ -14,8 +12,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from itertools import count
 from typing import Final, Protocol, TypeVar
 
 from cachetools import LRUCache, TTLCache
@@ -24,6 +20,7 @@ from broker.errors import DrawbridgeError, GenerationMoved, Unavailable
 from broker.policy import Eligibility, Lane
 from broker.records import ClaimRequest, Job
 from edge_api import figures
+from edge_api.line import Crowded, Line, Waiter, Wake
 from edge_api.order_waits import OrderWaits
 
 logger = logging.getLogger(__name__)
@@ -42,8 +39,6 @@ POLL_EVERY_S: Final = 0.5
 RELISTEN_S: Final = 1.0
 #: how long a daemon that said goodbye is remembered
 GONE_S: Final = 70.0
-#: waiters without a free place that may hand one wake-up on
-HOPS_MAX: Final = 3
 #: claims that are tried at the same time: a fleet that comes back all at once would otherwise share
 #: the processor until the stores seem not to answer, and leave none of it to heartbeats
 TRIES: Final = 16
@@ -59,28 +54,6 @@ class Claims(Protocol):
 
     def eligibility(self, request: ClaimRequest, /) -> Eligibility:
         """Say which lanes it may see."""
-
-
-@dataclass(frozen=True, slots=True)
-class Wake:
-    """Word that there may be a job in a lane; ``lane`` is None when it is not known."""
-
-    lane: Lane | None
-    hops: int = 0
-
-
-class Crowded(Unavailable):
-    """Too many calls wait here already; ask again."""
-
-
-@dataclass(slots=True, eq=False)
-class _Waiter:
-    request: ClaimRequest
-    eligible: Eligibility
-    event: threading.Event = field(default_factory=threading.Event)
-    wake: Wake | None = None
-    #: its worker said goodbye and there is nobody to answer, or it has orders to read first
-    ended: bool = False
 
 
 class Waiting:
@@ -108,15 +81,12 @@ class Waiting:
         self._wakes = wakes
         self._lane = lane
         self._seen = seen
-        self._capacity = capacity
         self._learn = learn
         self._drains = drains
         self._look_every_s = look_every_s
+        self._line = Line(capacity=capacity, drains=drains)
+        #: of what follows, and of who begins to listen
         self._lock = threading.Lock()
-        self._tickets = count()
-        #: oldest first; a waiter keeps its place until it leaves
-        self._waiters: dict[int, _Waiter] = {}
-        self._pollers = 0
         #: (worker, instance) of daemons that said goodbye: what they asked before may come late
         self._gone: TTLCache[tuple[str, str], bool] = TTLCache(10_000, ttl=GONE_S)
         self._timer = timer
@@ -129,12 +99,12 @@ class Waiting:
 
     def __len__(self) -> int:
         """Count the calls that wait."""
-        return len(self._waiters) + self._pollers
+        return len(self._line)
 
     def stop(self) -> None:
         """End every wait, now and from now on; may be called twice, and from a signal handler."""
         self._stopped.set()
-        for waiter in list(self._waiters.values()):
+        for waiter in self._line.waiters:
             waiter.event.set()
         self.orders.wake_all()
 
@@ -150,14 +120,10 @@ class Waiting:
         Its open claim would be granted to nobody, and the job wait for the hold to lapse. Other
         edges do not hear of it; there the hold does lapse.
         """
+        who = (worker_id, instance_id)
         with self._lock:
-            self._gone[worker_id, instance_id] = True
-            for waiter in self._waiters.values():
-                if (waiter.request.worker_id, waiter.request.instance_id) == (
-                    worker_id, instance_id,
-                ):  # fmt: skip
-                    waiter.ended = True
-                    waiter.event.set()
+            self._gone[who] = True
+        self._line.end(lambda asked: (asked.worker_id, asked.instance_id) == who)
 
     def _has_gone(self, request: ClaimRequest) -> bool:
         with self._lock:
@@ -200,12 +166,10 @@ class Waiting:
         jobs = self._try(request)
         if jobs or wait_s <= 0:
             return jobs
-        waiter = _Waiter(request, self._queue.eligibility(request))
-        ticket = self._park(waiter)
-        try:
-            jobs = self._wait(ticket, waiter, time.monotonic() + wait_s, left, renewed)
-        finally:
-            self._leave(ticket, waiter)
+        waiter = Waiter(request, self._queue.eligibility(request))
+        self._hear()
+        with self._line.standing(waiter):
+            jobs = self._wait(waiter, time.monotonic() + wait_s, left, renewed)
         if not (jobs or self._stopped.is_set()):
             # the answer names the cursor of its orders, which a long wait has forgotten
             self._seen(request.worker_id)
@@ -217,7 +181,7 @@ class Waiting:
         with self._tries:
             return self._queue.claim(request)
 
-    def _look(self, waiter: _Waiter, *, woken: bool) -> list[Job]:
+    def _look(self, waiter: Waiter, *, woken: bool) -> list[Job]:
         """Try, unless it was not woken and somebody who sees the same has just looked in vain.
 
         A thousand who look by themselves would keep the processor from the one who was woken.
@@ -254,37 +218,21 @@ class Waiting:
     @contextmanager
     def _place(self) -> Iterator[None]:
         """Take a place among those who wait."""
-        with self._lock:
-            self._may_wait()
-            self._pollers += 1
-            figures.WAITING.inc()
-        try:
+        self._hear()
+        with self._line.place():
             yield
-        finally:
-            with self._lock:
-                self._pollers -= 1
-                figures.WAITING.dec()
 
-    def _may_wait(self) -> None:
-        """Refuse whoever finds no place, and see that somebody listens; the lock is held."""
-        if len(self) >= self._capacity:
-            raise Crowded
-        if self._listener is None and not self._stopped.is_set():
-            self._listener = threading.Thread(target=self._listen, name="edge-wakes", daemon=True)
-            self._listener.start()
-
-    def _park(self, waiter: _Waiter) -> int:
+    def _hear(self) -> None:
+        """See that somebody listens."""
         with self._lock:
-            self._may_wait()
-            ticket = next(self._tickets)
-            self._waiters[ticket] = waiter
-            figures.WAITING.inc()
-            return ticket
+            if self._listener is None and not self._stopped.is_set():
+                listen = threading.Thread(target=self._listen, name="edge-wakes", daemon=True)
+                self._listener = listen
+                listen.start()
 
     def _wait(
         self,
-        ticket: int,
-        waiter: _Waiter,
+        waiter: Waiter,
         until: float,
         left: Callable[[], bool],
         renewed: Callable[[], ClaimRequest] | None,
@@ -302,69 +250,33 @@ class Waiting:
                 except DrawbridgeError:
                     waiter.wake = wake
                     raise
-            every = max(self._look_every_s, len(self._waiters) / LOOKS_PER_S)
+            every = max(self._look_every_s, len(self._line) / LOOKS_PER_S)
             try:
                 if jobs := self._look(waiter, woken=woken or time.monotonic() >= until):
                     return jobs
             except GenerationMoved:
                 every = RELISTEN_S  # rebuilt by whoever came first; a waiter can wait for that
             if wake is not None and waiter.request.policy.max_concurrency is not None:
-                self._hand_on(ticket, wake)
+                self._line.hand_on(waiter, wake)
             rest = until - time.monotonic()
             if rest <= 0:
                 break
             self._seen(waiter.request.worker_id)
             waiter.event.wait(min(rest, every * random.uniform(*JITTER)))  # noqa: S311
-            with self._lock:
-                wake, waiter.wake = waiter.wake, None
-                woken = wake is not None
-                waiter.event.clear()
+            wake = self._line.taken(waiter)
+            woken = wake is not None
         return []
 
-    def _judge(self, waiter: _Waiter, request: ClaimRequest) -> None:
+    def _judge(self, waiter: Waiter, request: ClaimRequest) -> None:
         """Let a waiter go on with what its claim may be given now."""
         if request != waiter.request:
-            eligible = self._queue.eligibility(request)
-            with self._lock:
-                waiter.request, waiter.eligible = request, eligible
-
-    def _leave(self, ticket: int, waiter: _Waiter) -> None:
-        with self._lock:
-            del self._waiters[ticket]
-            figures.WAITING.dec()
-            if waiter.wake is not None:
-                self._rouse(waiter.wake, 1)
-
-    def _hand_on(self, ticket: int, wake: Wake) -> None:
-        """Offer a wake-up to the next, in case the one who had it has no free place."""
-        if wake.hops < HOPS_MAX:
-            with self._lock:
-                self._rouse(Wake(wake.lane, wake.hops + 1), 1, behind=ticket)
-
-    def _rouse(self, wake: Wake, n: int, *, behind: int = -1) -> None:
-        """Wake the n oldest who may run it and sleep; the lock is held."""
-        for ticket, waiter in self._waiters.items():
-            if n <= 0:
-                return
-            if ticket <= behind or waiter.wake is not None:
-                continue
-            if self._drains(waiter.request.worker_id):
-                continue
-            if wake.lane is None or waiter.eligible.allows(wake.lane):
-                waiter.wake = wake
-                waiter.event.set()
-                figures.WOKEN.inc()
-                n -= 1
+            self._line.change(waiter, request, self._queue.eligibility(request))
 
     def _order(self, worker_id: str) -> None:
         """Wake all calls of a worker: a claim ends with nothing, so that the orders are read."""
         self._learn(worker_id)
         self.orders.wake(worker_id)
-        with self._lock:
-            for waiter in self._waiters.values():
-                if waiter.request.worker_id == worker_id:
-                    waiter.ended = True
-                    waiter.event.set()
+        self._line.end(lambda asked: asked.worker_id == worker_id)
 
     def _listen(self) -> None:
         while not self._stopped.is_set():
@@ -377,9 +289,7 @@ class Waiting:
                     elif message is not None:
                         figures.WAKES.inc()
                         queue, key, n = message
-                        wake = Wake(self._lane(queue, key))
-                        with self._lock:
-                            self._rouse(wake, n)
+                        self._line.rouse(Wake(self._lane(queue, key)), n)
             except Unavailable:
                 pass  # its own log says so; meanwhile every waiter looks by itself
             except Exception:

@@ -10,13 +10,6 @@ from flask.views import MethodView
 
 from broker.credential import Credential
 from broker.policy import Policy
-from edge_api.answers import (
-    ByeSchema,
-    HelloSchema,
-    NewTokenSchema,
-    WorkerTokenSchema,
-    WorkerTokensSchema,
-)
 from edge_api.arguments import (
     ByeArgs,
     CreateTokenArgs,
@@ -28,6 +21,13 @@ from edge_api.auth import Kind, principal, source
 from edge_api.fields import camel
 from edge_api.services import current_services
 from edge_api.smorest import PREFIX, Blueprint
+from edge_api.worker_answers import (
+    ByeSchema,
+    HelloSchema,
+    NewTokenSchema,
+    WorkerTokenSchema,
+    WorkerTokensSchema,
+)
 
 blp = Blueprint("workers", __name__, url_prefix=f"{PREFIX}/workers", description="Let workers in")
 

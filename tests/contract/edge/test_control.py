@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from broker.policy import Policy
-from broker.records import ClaimRequest
+from broker.records import ClaimRequest, Job
 from tests.contract.edge.conftest import Caller, Edge, MakeEdge
 from tests.processes import until
 
@@ -114,14 +114,15 @@ def test_a_claim_that_waited_in_vain_names_the_cursor(
     edge: Edge, user: Caller, worker: Caller, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waiting = edge.services.waiting
-    leave = waiting._leave
+    wait = waiting._wait
 
-    def forget(*args: Any) -> None:
+    def forget(*args: Any) -> list[Job]:
+        found = wait(*args)
         # what an edge knows of a worker it forgets while the worker waits
         edge.services.presence._marked.clear()
-        leave(*args)
+        return found
 
-    monkeypatch.setattr(waiting, "_leave", forget)
+    monkeypatch.setattr(waiting, "_wait", forget)
     user.post("/workers/w1/drain")
     answer = worker.claim(waitSeconds=1)
     assert (answer.json["job"], answer.json["drain"]) == (None, True)

@@ -123,7 +123,7 @@ def test_a_waiter_looks_by_itself_when_nobody_told_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(edge.services.waiting, "_look_every_s", 0.05)
-    monkeypatch.setattr(edge.services.waiting, "_rouse", lambda *_args, **_kwargs: None)
+    monkeypatch.setattr(edge.services.waiting._line, "rouse", lambda *_args: None)
     waiting = park(edge, pool, "w1")
     job = user.post("/jobs", {"type": "t"}).json
     assert waiting.result(5)["id"] == job["id"]

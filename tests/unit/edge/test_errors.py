@@ -6,7 +6,7 @@ import pytest
 
 from broker import errors as queue_errors
 from broker.errors import DrawbridgeError
-from edge_api import errors, waiting
+from edge_api import errors, line
 from edge_api.errors import code_of, status_of
 
 #: the contract's table, and no other copy of it
@@ -32,7 +32,7 @@ CONTRACT = {
 def refusals() -> list[type[DrawbridgeError]]:
     return [
         kind
-        for module in (queue_errors, errors, waiting)
+        for module in (queue_errors, errors, line)
         for kind in vars(module).values()
         if isinstance(kind, type) and issubclass(kind, DrawbridgeError)
     ]

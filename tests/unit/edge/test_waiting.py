@@ -12,7 +12,8 @@ import pytest
 from broker.errors import LedgerUnavailable, ReservationsUnavailable
 from broker.policy import Eligibility, Lane, Policy, merge
 from broker.records import ClaimRequest
-from edge_api.waiting import HOPS_MAX, Crowded, Waiting
+from edge_api.line import HOPS_MAX, Crowded
+from edge_api.waiting import Waiting
 from tests.processes import until
 
 LANE = Lane("q", "t", None, ())
@@ -193,7 +194,7 @@ def test_a_wake_up_that_meets_a_winner_goes_to_the_next(bench: Bench) -> None:
     with bench.jobs.lock:
         bench.jobs.left = 1
     bench.wake()
-    until(lambda: bench.waiting._waiters[0].wake is not None)
+    until(lambda: bench.waiting._line.waiters[0].wake is not None)
     woken.set()
     assert first.result(5) == ["job for a"]
     assert second.result(5) == ["job for b"]
@@ -203,7 +204,7 @@ def test_a_loser_keeps_its_place(bench: Bench) -> None:
     first, second = bench.start("a"), bench.start("b")
     bench.wake()  # somebody elsewhere was faster
     bench.settled("a", 3)
-    until(lambda: bench.waiting._waiters[0].wake is None)
+    until(lambda: bench.waiting._line.waiters[0].wake is None)
     bench.jobs.left = 1
     bench.wake()
     assert first.result(5) == ["job for a"]
