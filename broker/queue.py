@@ -27,7 +27,7 @@ from broker.errors import (
 from broker.expiry import Expiry
 from broker.holding import Holding
 from broker.indexing import Indexer
-from broker.ledger import cancels, intake, jobs, migrate, orders, workers
+from broker.ledger import cancels, intake, jobs, orders, revisions, workers
 from broker.ledger.engine import Ledger
 from broker.orders import OrderBook
 from broker.policy import Eligibility
@@ -183,7 +183,7 @@ class JobQueue(Holding):
         Raises:
             Unavailable: one does not.
         """
-        if not migrate.check(self.ledger):
+        if not revisions.check(self.ledger):
             raise LedgerUnavailable("The ledger is not migrated; run `drawbridge migrate`")
         self.reservations.clock_ms()
 

@@ -16,7 +16,7 @@ from broker.bridge.app import install, load_app, make_app
 from broker.bridge.runtime import Settings
 from broker.errors import ConfigurationError
 from broker.ledger.engine import Ledger
-from broker.ledger.migrate import check
+from broker.ledger.revisions import check
 from broker.settings import BridgeSettings
 
 logger = logging.getLogger(__name__)

@@ -16,8 +16,8 @@ from broker.ledger import outbox
 from broker.ledger.credential_rows import state
 from broker.ledger.credentials import Credentials
 from broker.ledger.engine import Ledger, parse_url
-from broker.ledger.migrate import revisions
 from broker.ledger.queues import queue_names
+from broker.ledger.revisions import revisions
 
 #: clocks farther apart than this make times lie, and short leases too
 OFFSET_MAX_S: Final = 2.0

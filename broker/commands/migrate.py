@@ -8,7 +8,8 @@ import click
 
 from broker.commands.opening import said_where
 from broker.ledger.engine import Ledger
-from broker.ledger.migrate import revisions, upgrade
+from broker.ledger.migrate import upgrade
+from broker.ledger.revisions import revisions
 from broker.settings import StoreSettings
 
 

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 
 from broker.errors import ConfigurationError, LedgerUnavailable
 from broker.ledger.engine import Ledger, parse_url
-from broker.ledger.migrate import revisions
+from broker.ledger.revisions import revisions
 from broker.settings import StoreSettings
 
 #: who does what a command does, as the audit says it

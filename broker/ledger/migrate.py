@@ -1,36 +1,21 @@
-"""The only one to know alembic: which revision a ledger is at, and how it gets to the newest."""
+"""The only one to know alembic: how a ledger gets to the newest revision."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
 from broker.errors import ConfigurationError
 from broker.ledger.engine import Ledger
+from broker.ledger.revisions import SCRIPTS, revisions
 
-SCRIPTS: Final = Path(__file__).with_name("migrations")
 #: any number, the same in every process: PostgreSQL's name for "someone is migrating"
 _LOCK: Final = 0x64726264
-
-
-@dataclass(frozen=True, slots=True)
-class Revisions:
-    """Where a ledger is and where this code wants it."""
-
-    current: str | None
-    head: str
-
-    @property
-    def at_head(self) -> bool:
-        """Whether the ledger fits this code."""
-        return self.current == self.head
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,30 +32,6 @@ def config() -> Config:
     made.set_main_option("script_location", str(SCRIPTS).replace("%", "%%"))
     made.set_main_option("path_separator", "os")
     return made
-
-
-def head() -> str:
-    """Return the newest revision this code knows."""
-    newest = ScriptDirectory.from_config(config()).get_current_head()
-    if newest is None:
-        raise RuntimeError("no revision was packaged")
-    return newest
-
-
-def revisions(ledger: Ledger) -> Revisions:
-    """Compare a ledger with this code.
-
-    Raises:
-        LedgerUnavailable: the database is away.
-    """
-    with ledger.read() as connection:
-        current = MigrationContext.configure(connection).get_current_revision()
-    return Revisions(current, head())
-
-
-def check(ledger: Ledger) -> bool:
-    """Tell whether the ledger is at the newest revision; False for an empty one."""
-    return revisions(ledger).at_head
 
 
 def upgrade(url: str) -> Upgraded:

@@ -19,7 +19,7 @@ from broker import cli
 from broker.errors import AuthFailed
 from broker.ledger.credentials import Credentials
 from broker.ledger.engine import Ledger
-from broker.ledger.migrate import head
+from broker.ledger.revisions import head
 from broker.reservations.store import Reservations
 from broker.tokens import PATTERN
 from tests.services import free_port

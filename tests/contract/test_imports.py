@@ -54,6 +54,11 @@ def test_a_command_line_loads_only_what_it_is_asked_for(command: str) -> None:
     assert not (CELERY | QUEUE) & imported_by(f"import {command}")
 
 
+@pytest.mark.parametrize("program", ["edge_api.cli", "broker.bridge.cli"])
+def test_who_only_asks_for_the_revision_loads_no_alembic(program: str) -> None:
+    assert "alembic" not in imported_by(f"import {program}")
+
+
 @pytest.mark.parametrize("package", ["broker", "remote_worker"])
 def test_a_package_is_only_a_docstring(package: str) -> None:
     tree = ast.parse((ROOT / package / "__init__.py").read_text(encoding="utf-8"))

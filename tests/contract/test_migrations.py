@@ -12,9 +12,10 @@ import pytest
 import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
+from alembic.script import ScriptDirectory
 
 from broker.errors import ConfigurationError
-from broker.ledger import migrate
+from broker.ledger import migrate, revisions
 from broker.ledger.engine import Ledger
 from broker.ledger.models import Base, BridgeStateRow
 
@@ -63,13 +64,13 @@ def drop_everything(ledger: Ledger) -> None:
 def test_an_empty_ledger_is_made_and_a_second_time_nothing_happens(
     database_url: str, ledger: Ledger
 ):
-    assert not migrate.check(ledger)
+    assert not revisions.check(ledger)
     done = migrate.upgrade(database_url)
-    assert (done.before, done.after) == (None, migrate.head())
-    assert migrate.check(ledger)
+    assert (done.before, done.after) == (None, revisions.head())
+    assert revisions.check(ledger)
     before = described(ledger)
     done = migrate.upgrade(database_url)
-    assert (done.before, done.after) == (migrate.head(), migrate.head())
+    assert (done.before, done.after) == (revisions.head(), revisions.head())
     assert described(ledger) == before
 
 
@@ -92,21 +93,21 @@ def test_alembic_finds_no_difference_between_revisions_and_models(
 
 def test_the_database_finds_no_difference_either(database_url: str, ledger: Ledger):
     migrate.upgrade(database_url)
-    revisions = described(ledger)
+    made = described(ledger)
     drop_everything(ledger)
     with ledger.write() as connection:
         Base.metadata.create_all(connection)
     models = described(ledger)
-    assert list(revisions) == list(models)
+    assert list(made) == list(models)
     for table in models:
-        assert revisions[table] == models[table], table
+        assert made[table] == models[table], table
 
 
 def test_upgrades_at_once_make_the_ledger_once(database_url: str, ledger: Ledger):
     with ThreadPoolExecutor(4) as pool:
         done = list(pool.map(migrate.upgrade, [database_url] * 4))
-    assert {one.after for one in done} == {migrate.head()}
-    assert migrate.check(ledger)
+    assert {one.after for one in done} == {revisions.head()}
+    assert revisions.check(ledger)
     with ledger.read() as connection:
         assert connection.scalar(sa.select(sa.func.count()).select_from(BridgeStateRow)) == 1
 
@@ -126,7 +127,7 @@ def test_an_upgrade_that_fails_leaves_nothing(
     assert described(ledger) == {}
     monkeypatch.undo()
     migrate.upgrade(database_url)
-    assert migrate.check(ledger)
+    assert revisions.check(ledger)
 
 
 def test_a_ledger_from_the_future_is_left_alone(database_url: str, ledger: Ledger):
@@ -134,12 +135,19 @@ def test_a_ledger_from_the_future_is_left_alone(database_url: str, ledger: Ledge
     with ledger.write() as connection:
         connection.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
     before = described(ledger)
-    assert not migrate.check(ledger)
+    assert not revisions.check(ledger)
     with pytest.raises(ConfigurationError, match="9999"):
         migrate.upgrade(database_url)
     assert described(ledger) == before
 
 
+def test_a_file_is_named_for_its_revision_and_the_last_is_the_newest():
+    scripts = ScriptDirectory.from_config(migrate.config())
+    assert scripts.get_heads() == [revisions.head()]
+    for one in scripts.walk_revisions():
+        assert Path(one.path).name.startswith(f"{one.revision}_")
+
+
 def test_revisions_import_nothing_of_ours():
-    for revision in Path(migrate.SCRIPTS, "versions").glob("[0-9]*.py"):
+    for revision in Path(revisions.SCRIPTS, "versions").glob("[0-9]*.py"):
         assert "broker" not in revision.read_text(encoding="utf-8")
