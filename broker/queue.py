@@ -27,7 +27,7 @@ from broker.errors import (
 from broker.expiry import Expiry
 from broker.holding import Holding
 from broker.indexing import Indexer
-from broker.ledger import cancels, intake, jobs, orders, revisions, workers
+from broker.ledger import cancels, fleet, intake, jobs, orders, revisions, workers
 from broker.ledger.engine import Ledger
 from broker.orders import OrderBook
 from broker.policy import Eligibility
@@ -176,6 +176,23 @@ class JobQueue(Holding):
         with self.ledger.write() as conn:
             workers.say_hello(conn, worker_id, info, self.clock.now())
         self.seen(worker_id)
+
+    def bye(self, worker_id: str, instance_id: str) -> None:
+        """Let a worker be offline at once, when its daemon stops and holds nothing any more.
+
+        Not when a later daemon said hello under the name. Again changes nothing. While a store is
+        away its silence tells the same, a minute later.
+        """
+        try:
+            with self.ledger.read() as conn:
+                held = fleet.held_by(conn, [worker_id], limit=1)
+                last = fleet.known_of(conn, [worker_id], limit=0).get(worker_id)
+            if not held and (
+                last is None or last.hello.get("instanceId", instance_id) == instance_id
+            ):
+                self.reservations.mark_gone(worker_id)
+        except Unavailable as error:
+            log.debug("not marked gone: %s", error, extra={"worker": worker_id})
 
     def ready(self) -> None:
         """Return when both stores answer and the ledger fits this code.

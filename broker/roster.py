@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from broker.clock import Clock, from_ms
+from broker.clock import Clock, from_ms, to_ms
 from broker.ledger import fleet
 from broker.ledger.engine import Ledger
 from broker.records import RemoteWorker
 from broker.reservations.store import Reservations
 
-#: a worker silent for so long is offline
-OFFLINE_S = 60.0
 #: jobs looked at for one listing
 HELD_MAX = 5_000
 
@@ -30,7 +28,7 @@ class Roster:
             Unavailable: a store is away.
         """
         seen_ms = self._reservations.last_seen(limit=limit)
-        since = self._clock.now().timestamp() * 1000 - OFFLINE_S * 1000
+        online = set(self._reservations.online(to_ms(self._clock.now())))
         with self._ledger.read() as conn:
             known = fleet.known_of(conn, list(seen_ms), limit=limit)
             names = [*seen_ms, *(name for name in sorted(known) if name not in seen_ms)][:limit]
@@ -39,7 +37,7 @@ class Roster:
         return [
             RemoteWorker(
                 worker_id=name,
-                online=seen_ms.get(name, 0.0) >= since,
+                online=name in online,
                 last_seen_at=from_ms(seen_ms[name]) if name in seen_ms else None,
                 first_seen_at=known[name].first_seen_at if name in known else None,
                 hello=known[name].hello if name in known else {},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 from flask.views import MethodView
@@ -47,7 +48,12 @@ class Control(MethodView):
             standing = services.queue.orders.read(worker_id, after=known)
             return standing if standing.cursor > known else None
 
-        found = services.waiting.orders.wait(worker_id, look, wait_s=args["wait_seconds"])
+        found = services.waiting.orders.wait(
+            worker_id,
+            look,
+            wait_s=args["wait_seconds"],
+            gone=partial(services.waiting.has_gone, worker_id, args["instance_id"]),
+        )
         if found is None:
             return {"cursor": known, "orders": []}
         told = services.presence.told(worker_id)

@@ -37,8 +37,17 @@ class OrderWaits:
         self._lock = threading.Lock()
         self._calls: dict[str, set[threading.Event]] = {}
 
-    def wait(self, worker_id: str, look: Callable[[], T | None], *, wait_s: float) -> T | None:
+    def wait(
+        self,
+        worker_id: str,
+        look: Callable[[], T | None],
+        *,
+        wait_s: float,
+        gone: Callable[[], bool] = lambda: False,
+    ) -> T | None:
         """Look, and while there is nothing look again when the worker has new orders.
+
+        Who is ``gone`` is not seen by that.
 
         Raises:
             Crowded: there is nothing, and no place to wait for it.
@@ -54,7 +63,8 @@ class OrderWaits:
                 while (found := look()) is None and (left := until - time.monotonic()) > 0:
                     if self._stopped.is_set():
                         break
-                    self._seen(worker_id)
+                    if not gone():
+                        self._seen(worker_id)
                     event.wait(min(left, LOOK_EVERY_S * random.uniform(*JITTER)))  # noqa: S311
                     event.clear()
                 return found

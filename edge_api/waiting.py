@@ -125,9 +125,10 @@ class Waiting:
             self._gone[who] = True
         self._line.end(lambda asked: (asked.worker_id, asked.instance_id) == who)
 
-    def _has_gone(self, request: ClaimRequest) -> bool:
+    def has_gone(self, worker_id: str, instance_id: str | None) -> bool:
+        """Tell whether a daemon said goodbye here a moment ago."""
         with self._lock:
-            return (request.worker_id, request.instance_id) in self._gone
+            return (worker_id, instance_id) in self._gone
 
     def claim(
         self,
@@ -161,7 +162,7 @@ class Waiting:
         left: Callable[[], bool],
         renewed: Callable[[], ClaimRequest] | None,
     ) -> list[Job]:
-        if self._has_gone(request):
+        if self.has_gone(request.worker_id, request.instance_id):
             return []
         jobs = self._try(request)
         if jobs or wait_s <= 0:
@@ -170,7 +171,8 @@ class Waiting:
         self._hear()
         with self._line.standing(waiter):
             jobs = self._wait(waiter, time.monotonic() + wait_s, left, renewed)
-        if not (jobs or self._stopped.is_set()):
+        gone = self.has_gone(request.worker_id, request.instance_id)
+        if not (jobs or gone or self._stopped.is_set() or left()):
             # the answer names the cursor of its orders, which a long wait has forgotten
             self._seen(request.worker_id)
         return jobs

@@ -187,9 +187,15 @@ class Bye(MethodView):
     @blp.arguments(ByeArgs)
     @blp.response(200, ByeSchema)
     def post(self, args: dict[str, Any]) -> dict[str, Any]:
-        """End this daemon's open claims; what it still holds stays held."""
-        worker_id = principal().worker
-        current_services().waiting.bye(worker_id, args["instance_id"])
+        """End this daemon's waiting calls; what it still holds stays held.
+
+        ---
+        Who holds nothing is offline from then on, until it calls again; a daemon that still held
+        something may say it once more at its end. A repeat changes nothing.
+        """
+        services, worker_id = current_services(), principal().worker
+        services.waiting.bye(worker_id, args["instance_id"])
+        services.queue.bye(worker_id, args["instance_id"])
         return {"worker_id": worker_id}
 
 

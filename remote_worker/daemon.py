@@ -128,13 +128,20 @@ class Daemon:
                 self._forward(State.STOPPING, "drained long enough")
             left = claims.is_alive() and quiet_s < _CLAIM_GRACE_S
             if not left and not self.slots.running() and self._leftovers.tried:
-                if self._control is not None:
-                    self._control.stop()
-                if self.slots.state is not State.STOPPING:
-                    self._leftovers.last_round()
-                log.info("ended", extra={"action": "ended", "jobs": self.slots.taken})
-                unsaid = self._exit == EXIT_OK and self._leftovers.unsaid
-                return EXIT_UNREPORTED if unsaid else self._exit
+                return self._end()
+
+    def _end(self) -> int:
+        """Say what is left to say, and return the exit code."""
+        if self._control is not None:
+            self._control.stop()
+        if self.slots.state is not State.STOPPING:
+            self._leftovers.last_round()
+        if self._exit != EXIT_REFUSED:
+            # what ran on after the first goodbye has ended: now it is offline at once
+            self._client.bye()
+        log.info("ended", extra={"action": "ended", "jobs": self.slots.taken})
+        unsaid = self._exit == EXIT_OK and self._leftovers.unsaid
+        return EXIT_UNREPORTED if unsaid else self._exit
 
     def drain(self) -> None:
         """Obey a heartbeat that says so: be held where orders come that end it, else go quiet."""

@@ -18,13 +18,12 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from broker.bridge.loops import Loop
-from broker.bridge.nodes import OFFLINE_MS
 from broker.clock import Clock, to_ms
 from broker.errors import Unavailable
 from broker.figures import Pairs
 from broker.ledger import fleet, outbox
 from broker.ledger.engine import Ledger
-from broker.reservations.keys import BEAT, SEEN
+from broker.reservations.keys import BEAT, OFFLINE_MS, ONLINE
 from broker.reservations.store import Reservations
 from broker.states import Status
 
@@ -107,10 +106,14 @@ class Gauges(Collector):
 
     def _from_redis(self, now: datetime) -> Iterator[Metric]:
         now_ms = to_ms(now)
-        online = self._client.zcount(SEEN, now_ms - OFFLINE_MS, "+inf")
+        online = self._client.zcount(ONLINE, now_ms - OFFLINE_MS, "+inf")
         beat = self._client.get(BEAT)
         age_s = NEVER if beat is None else max(0.0, (now_ms - float(beat)) / 1000)
-        yield _one("drawbridge_workers_online", "Remote workers seen within a minute.", online)
+        yield _one(
+            "drawbridge_workers_online",
+            "Remote workers seen within a minute that have not said goodbye.",
+            online,
+        )
         yield _one("drawbridge_beat_age_seconds", "Since beat's last nudge; +Inf: lost.", age_s)
 
     def _threads(self) -> Iterator[Metric]:

@@ -1,8 +1,8 @@
 """How remote workers look like Celery workers: which nodes there are, and what is said of each.
 
-A worker is a node while it was seen within a minute. Of any number of bridges one owns the fleet,
-by a lease in the reservations, and only that one speaks for the nodes: two voices for one node
-would be two replies to one question.
+A worker is a node while it was seen within a minute and has not said goodbye. Of any number of
+bridges one owns the fleet, by a lease in the reservations, and only that one speaks for the nodes:
+two voices for one node would be two replies to one question.
 """
 
 from __future__ import annotations
@@ -23,13 +23,11 @@ from broker.ledger import credential_rows
 from broker.ledger.engine import Ledger
 from broker.ledger.fleet import Known, known, known_of, running
 from broker.records import Job
-from broker.reservations.keys import LOADS, SEEN, owner
+from broker.reservations.keys import LOADS, owner
 from broker.reservations.store import Reservations
 
 logger = logging.getLogger(__name__)
 
-#: a worker silent for so long is offline
-OFFLINE_MS: Final = 60_000
 #: what Celery is told to expect; twice as long without one and the node is dead
 HEARTBEAT_S: Final = 10.0
 #: heartbeats of all nodes together, a second: of more nodes each beats more seldom, and says so
@@ -117,6 +115,7 @@ class Fleet:
     ) -> None:
         """Speak for workers as ``<workerId>@<suffix>``, owning the fleet under ``token``."""
         self._ledger = ledger
+        self._reservations = reservations
         self._client: Any = reservations.client
         self._announcer = announcer
         self._clock = clock
@@ -146,8 +145,8 @@ class Fleet:
             if not self.owned:
                 self._online, self._due = {}, {}
                 return
-            seen = self._seen()
-        except redis.RedisError as error:
+            seen = self._reservations.online(to_ms(self._clock.now()))
+        except (redis.RedisError, ReservationsUnavailable) as error:
             self.owned = False
             raise ReservationsUnavailable from error
         self._say(seen, time.monotonic())
@@ -189,10 +188,6 @@ class Fleet:
             self._resign(keys=[OWNER], args=[self._token])
         except redis.RedisError as error:
             raise ReservationsUnavailable from error
-
-    def _seen(self) -> list[str]:
-        since = to_ms(self._clock.now()) - OFFLINE_MS
-        return list(self._client.zrangebyscore(SEEN, since, "+inf"))
 
     def _loads(self, worker_ids: Sequence[str]) -> Mapping[str, str | None]:
         """Read what the machines said of their load."""

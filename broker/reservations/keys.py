@@ -19,12 +19,13 @@ All keys of a queue share the hash tag ``{db:<queue>}``; under ``g<n>:`` lies on
                           progress (``<lease> <json>``)
 ================  ======  =====================================================================
 
-Global ones: ``{db:}:seen`` zset, worker id by when it was last seen; ``{db:}:loads`` hash, worker
-id to its machine's load averages; ``{db:}:revoked`` set, ids of
-revoked credentials; ``{db:}:orders`` zset, worker id by twice the cursor of its orders, plus one
-while it drains; ``{db:}:ordered`` channel, id of a worker that has new ones; ``{db:}:owner:<what>``
-string, which process owns a duty; ``{db:}:beat`` string, when beat last nudged a bridge;
-``{db:}:rate:<what>`` string, how many calls all edges counted, gone when its window is.
+Global ones: ``{db:}:seen`` zset, worker id by when it was last seen; ``{db:}:online`` zset, the
+same but for those that said goodbye since; ``{db:}:loads`` hash, worker id to its machine's load
+averages; ``{db:}:revoked`` set, ids of revoked credentials; ``{db:}:orders`` zset, worker id by
+twice the cursor of its orders, plus one while it drains; ``{db:}:ordered`` channel, id of a worker
+that has new ones; ``{db:}:owner:<what>`` string, which process owns a duty; ``{db:}:beat`` string,
+when beat last nudged a bridge; ``{db:}:rate:<what>`` string, how many calls all edges counted, gone
+when its window is.
 """
 
 from __future__ import annotations
@@ -34,6 +35,9 @@ from dataclasses import dataclass
 from typing import Final
 
 SEEN: Final = "{db:}:seen"
+ONLINE: Final = "{db:}:online"
+#: a worker silent for so long is offline
+OFFLINE_MS: Final = 60_000
 LOADS: Final = "{db:}:loads"
 REVOKED: Final = "{db:}:revoked"
 ORDERS: Final = "{db:}:orders"

@@ -17,6 +17,8 @@ from broker.reservations.cluster import NOT_WHOLE, holder_of
 from broker.reservations.keys import (
     ENDED,
     LOADS,
+    OFFLINE_MS,
+    ONLINE,
     ORDERED,
     ORDERS,
     REVOKED,
@@ -92,12 +94,24 @@ class Server:
         with self._guard():
             pipe = self.client.pipeline(transaction=False)
             pipe.zadd(SEEN, {worker_id: now_ms})
+            pipe.zadd(ONLINE, {worker_id: now_ms})
             pipe.zscore(ORDERS, worker_id)
             if load is not None:
                 pipe.hset(LOADS, worker_id, load)
             answer: Any = pipe.execute()
-        cursor, drain = divmod(int(answer[1] or 0), 2)
+        cursor, drain = divmod(int(answer[2] or 0), 2)
         return Told(cursor, bool(drain))
+
+    def mark_gone(self, worker_id: str) -> None:
+        """Let a worker be offline until it is seen again."""
+        with self._guard():
+            self.client.zrem(ONLINE, worker_id)
+
+    def online(self, now_ms: int) -> list[str]:
+        """List the workers that were seen of late and have not said goodbye."""
+        with self._guard():
+            found: Any = self.client.zrangebyscore(ONLINE, now_ms - OFFLINE_MS, "+inf")
+        return list(found)
 
     def tell(self, worker_id: str, told: Told) -> None:
         """Let every edge know how a worker's orders stand; what is older changes nothing."""

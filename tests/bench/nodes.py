@@ -22,7 +22,7 @@ import requests
 from celery import Celery
 
 from broker.clock import to_ms
-from broker.reservations.keys import LOADS, SEEN
+from broker.reservations.keys import LOADS, ONLINE
 from tests.bench.measures import cpu_s
 from tests.e2e.bridges import ROOT, World, world_of
 from tests.processes import Process, until
@@ -64,7 +64,7 @@ class Fleet:
     def _mark(self) -> None:
         client: Any = self._world.reservations.client
         now_ms = to_ms(self._world.queue.clock.now())
-        client.zadd(SEEN, dict.fromkeys(self.names, now_ms))
+        client.zadd(ONLINE, dict.fromkeys(self.names, now_ms))
         client.hset(LOADS, mapping=dict.fromkeys(self.names, "0.10,0.20,0.30"))
 
 

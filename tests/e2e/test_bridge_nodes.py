@@ -80,6 +80,9 @@ def test_flower_shows_the_worker_its_page_and_its_task(
     until(lambda: world.catalog.find(held.id), GET_S, "the job")
     assert requests.post(f"{flower}/api/task/revoke/{held.id}", timeout=10).ok
     until(lambda: held.state == "REVOKED", GET_S, "Flower's revoke")
+    # an ordinary worker that stops is offline at once, and not after a minute of silence
+    world.queue.bye("worker-1", "whichever")
+    until(lambda: not online(), GET_S, "a worker that said goodbye is offline")
 
 
 def test_two_bridges_speak_with_one_voice_and_one_of_them_goes_on(world: World):

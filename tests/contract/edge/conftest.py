@@ -26,7 +26,7 @@ from tests.contract.edge.wire import answer_schema, wrongs
 
 #: columns and keys that a refused call may write: who was seen, and when
 IDLE_COLUMNS = {("credentials", "last_used_at")}
-IDLE_KEYS = {"{db:}:seen"}
+IDLE_KEYS = {"{db:}:seen", "{db:}:online"}
 #: a refusal is written down
 IDLE_TABLES = {"audit", "audit_head"}
 

@@ -3,14 +3,19 @@
 import json
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from urllib.parse import urlencode
 
 import pytest
+from cachetools import TTLCache
 from click.testing import CliRunner
 from werkzeug.serving import make_server
 
 from broker import cli
-from broker.reservations.keys import SEEN
+from broker.reservations.keys import ONLINE, SEEN
 from tests.contract.edge.conftest import Caller, Edge
+from tests.processes import until
 
 HELLO = {"instanceId": "i-1", "version": "1.2.3", "types": ["codex_exec"], "concurrency": 2}
 
@@ -41,12 +46,58 @@ def test_workers_are_listed_with_what_they_hold(edge: Edge) -> None:
 def test_who_is_silent_for_a_minute_is_offline(edge: Edge, user: Caller, worker: Caller) -> None:
     worker.post("/workers/hello", {"workerId": "w1", **HELLO})
     client = edge.services.queue.reservations.client
-    client.zadd(SEEN, {"w1": client.zscore(SEEN, "w1") - 61_000})
+    for key in (SEEN, ONLINE):
+        client.zadd(key, {"w1": client.zscore(key, "w1") - 61_000})
     (found,) = user.get("/workers").json["items"]
     assert not found["online"]
     client.delete(SEEN)  # after a flush the ledger still knows it
     (found,) = user.get("/workers").json["items"]
     assert (found["workerId"], found["online"], found["lastSeenAt"]) == ("w1", False, None)
+
+
+def test_who_said_goodbye_and_holds_nothing_is_offline_at_once(
+    edge: Edge, user: Caller, worker: Caller
+) -> None:
+    def online() -> tuple[bool, bool]:
+        edge.services.presence._marked.clear()  # a worker is marked once a second
+        (found,) = user.get("/workers").json["items"]
+        return found["online"], found["lastSeenAt"] is not None
+
+    worker.post("/workers/hello", {"workerId": "w1", **HELLO})
+    user.post("/jobs", {"type": "t"})
+    held, bye = worker.job(), {"workerId": "w1", "instanceId": HELLO["instanceId"]}
+    worker.post("/workers/bye", bye)
+    assert online() == (True, True)
+    worker.say(held["id"], "complete", leaseId=held["leaseId"])
+    # the word of a daemon before this one
+    worker.post("/workers/bye", bye | {"instanceId": "older"})
+    assert online() == (True, True)
+    for _ in range(2):
+        worker.post("/workers/bye", bye)
+        assert online() == (False, True)
+    worker.get("/workers/control")
+    assert online() == (True, True)
+
+
+@pytest.mark.parametrize("call", ["claim", "control"])
+def test_a_call_that_still_waits_for_a_daemon_that_said_goodbye_brings_nobody_back(
+    edge: Edge, user: Caller, worker: Caller, call: str
+) -> None:
+    waits = {"instanceId": "i", "waitSeconds": 2}
+    if call == "claim":
+        ask = partial(worker.claim, **waits)
+    else:
+        ask = partial(worker.get, f"/workers/control?{urlencode(waits)}")
+    # nobody is spared a mark for having been marked a moment ago
+    edge.services.presence._marked = TTLCache(maxsize=1, ttl=0)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(ask)
+        until(lambda: len(edge.services.waiting))
+        worker.post("/workers/bye", {"workerId": "w1", "instanceId": "i"})
+        edge.services.waiting.orders.wake("w1")
+        assert waiting.result(timeout=20).status_code == 200
+    (found,) = user.get("/workers").json["items"]
+    assert not found["online"]
 
 
 def test_the_limit_keeps_the_last_seen(edge: Edge, user: Caller) -> None:

@@ -114,6 +114,15 @@ def test_the_first_call_after_a_claim_is_a_heartbeat(make: Make, edge: FakeEdge)
     assert verbs[:2] == ["claim", "heartbeat"]
 
 
+def test_the_last_call_is_a_goodbye(make: Make, edge: FakeEdge) -> None:
+    edge.offer("echo")
+    assert make(max_jobs=1).run() == EXIT_OK
+    assert edge.calls[-1].path.endswith("/workers/bye")
+    # what ran on after the first goodbye is over by then
+    ended = [at for at, call in enumerate(edge.calls) if call.path.endswith("/complete")]
+    assert ended[-1] < len(edge.calls) - 1
+
+
 def test_nothing_to_do_for_long_enough_is_an_end(make: Make, edge: FakeEdge) -> None:
     assert make(idle_exit_s=0.2).run() == EXIT_OK
     assert all(call.body["waitSeconds"] <= 1 for call in edge.asked("/claim"))
