@@ -21,6 +21,9 @@ _MARKS: Final = {Level.OK: "ok", Level.NOTICE: "NOTE", Level.PROBLEM: "PROBLEM",
 
 @click.command()
 @click.option("-A", "--app", "app_name", help="The orchestrator's app, e.g. proj.celery.")
+@click.option(
+    "--queue", "queues", multiple=True, help="A bridged queue; default: DRAWBRIDGE_QUEUES."
+)
 @click.option("--broker-url", help="The Celery broker; default: DRAWBRIDGE_BROKER_URL.")
 @click.option("--result-backend", help="Celery's; default: DRAWBRIDGE_RESULT_BACKEND.")
 @click.option("--json", "as_json", is_flag=True, help="Say it for a script.")
@@ -29,6 +32,7 @@ def doctor(
     ctx: click.Context,
     *,
     app_name: str | None,
+    queues: tuple[str, ...],
     broker_url: str | None,
     result_backend: str | None,
     as_json: bool,
@@ -41,6 +45,7 @@ def doctor(
     told, app = celery_checks.known(
         replace(
             told,
+            queues=queues or told.queues,
             broker_url=broker_url or told.broker_url,
             result_backend=result_backend or told.result_backend,
         ),

@@ -94,8 +94,10 @@ def test_all_is_well(patient: Patient, start_valkey: Callable[..., Valkey]) -> N
     said = patient.doctor(*words)
     assert said.exit_code == 0
     assert {line.split()[0] for line in said.output.splitlines()} == {"ok"}
-    checks = {one["check"] for one in json.loads(patient.doctor("--json", *words).output)["checks"]}
-    assert checks == {
+    asked = json.loads(patient.doctor("--json", *words, "--queue", "a", "--queue", "b").output)
+    found = {one["check"]: one["message"] for one in asked["checks"]}
+    assert "a bridged queue (a, b)" in found["ordinary workers"]
+    assert set(found) == {
         "ledger", "ledger clock", "reservations", "reservations clock", "eviction", "version",
         "artifacts", "celery broker", "result backend", "outbox", "parked", "credentials", "bridge",
         "beat", "maintenance", "expiry", "confirms", "ordinary workers",

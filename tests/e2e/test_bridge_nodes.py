@@ -162,17 +162,29 @@ def test_a_broker_of_another_kind_is_ingested_by_a_consumer(
 def test_an_app_that_was_installed_on_routes_as_its_orchestrator_does(
     world: World, process: Callable[..., Process], tmp_path: Path
 ):
-    (tmp_path / "bridge_app.py").write_text(
+    # a package of several modules, as orchestrators have
+    package = tmp_path / "proj"
+    package.mkdir()
+    (package / "__init__.py").write_text("from proj.celery import app\n")
+    (package / "settings.py").write_text("BRIDGED = ('remote',)\n")
+    (package / "celery.py").write_text(
         "from broker.bridge.app import install\n"
+        "from proj import settings\n"
         "from tests.e2e.local_app import app\n"
-        "install(app, queues=('remote',))\n"
+        "app.autodiscover_tasks(['proj'])\n"
+        "install(app, queues=settings.BRIDGED)\n"
+    )
+    (package / "tasks.py").write_text(
+        "from celery import shared_task\n"
+        "@shared_task(name='proj.titled', queue='celery')\n"
+        "def titled(parent, title): return title\n"
     )
     environ = world.environment | {
         "APP_BROKER": world.broker_url,
         "APP_BACKEND": world.backend_url,
         "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)]),
     }
-    argv = [sys.executable, "-m", "celery", "-A", "bridge_app", "worker", "-P", "threads"]
+    argv = [sys.executable, "-m", "celery", "-A", "proj", "worker", "-P", "threads"]
     queue = ["-Q", "drawbridge.maintenance", "-n", "bridge@here", "-l", "INFO"]
     bridge = process([*argv, *queue], env=environ, cwd=tmp_path)
     bridge.wait_for("bridge@here ready")
