@@ -24,9 +24,9 @@ from edge_api import auth
 from edge_api.arguments import LimitArgs, UploadArgs
 from edge_api.artifact_answers import ArtifactSchema, ArtifactsSchema
 from edge_api.auth import USERS, Kind, principal
-from edge_api.fields import ARTIFACT_NAME, LEASE_ID, MEDIA_TYPE, WORKER_ID
+from edge_api.fields import ARTIFACT_NAME, MEDIA_TYPE
 from edge_api.holding import artifact_id_of, holder_of, job_id_of
-from edge_api.multipart import FilePart, Form
+from edge_api.multipart import FilePart, Form, described
 from edge_api.services import current_services
 from edge_api.smorest import PREFIX, Blueprint
 
@@ -34,29 +34,11 @@ blp = Blueprint("artifacts", __name__, url_prefix=f"{PREFIX}/jobs", description=
 
 #: what a browser may do with a file that a stranger's repository wrote: nothing
 SANDBOX: Final = "sandbox; default-src 'none'"
-_FORM: Final = {
-    "required": True,
-    "content": {
-        "multipart/form-data": {
-            "schema": {
-                "type": "object",
-                "required": ["file", "workerId", "name"],
-                "properties": {
-                    "file": {"type": "string", "contentMediaType": "application/octet-stream"},
-                    "workerId": {"type": "string", "pattern": WORKER_ID.regex.pattern},
-                    "name": {
-                        "type": "string",
-                        "pattern": ARTIFACT_NAME,
-                        "description": "relative, up to 4 parts",
-                    },
-                    "contentType": {"type": "string", "pattern": MEDIA_TYPE.regex.pattern},
-                    "digest": {"type": "string", "pattern": "^sha256:[0-9a-f]{64}$"},
-                    "leaseId": {"type": "string", "pattern": LEASE_ID.regex.pattern},
-                },
-            }
-        }
-    },
-}
+_FORM: Final = described(
+    ["file", "workerId", "name"],
+    name={"type": "string", "pattern": ARTIFACT_NAME, "description": "relative, up to 4 parts"},
+    contentType={"type": "string", "pattern": MEDIA_TYPE.regex.pattern},
+)
 
 
 #: what is said only once the form was read to its end and makes sense

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from flask import Request
 from werkzeug.exceptions import ClientDisconnected, RequestEntityTooLarge
@@ -13,6 +13,7 @@ from werkzeug.sansio.multipart import Field as FieldEvent
 
 from broker.errors import ArtifactTooLarge
 from edge_api.errors import MalformedForm, UnsupportedMediaType
+from edge_api.fields import LEASE_ID, WORKER_ID
 
 CHUNK_BYTES: Final = 64 * 1024
 #: what all fields and boundaries may weigh together, beside the file
@@ -21,6 +22,19 @@ FIELD_MAX: Final = 8 * 1024
 PARTS_MAX: Final = 16
 #: RFC 2046 allows 70; some clients write a few more
 BOUNDARY_MAX: Final = 200
+
+
+def described(required: Sequence[str], **more: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Describe to OpenAPI the form in which a holder sends a file, and ``more`` of its fields."""
+    fields: dict[str, Mapping[str, Any]] = {
+        "file": {"type": "string", "contentMediaType": "application/octet-stream"},
+        "workerId": {"type": "string", "pattern": WORKER_ID.regex.pattern},
+        "leaseId": {"type": "string", "pattern": LEASE_ID.regex.pattern},
+        "digest": {"type": "string", "pattern": "^sha256:[0-9a-f]{64}$"},
+        **more,
+    }
+    schema = {"type": "object", "required": list(required), "properties": fields}
+    return {"required": True, "content": {"multipart/form-data": {"schema": schema}}}
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,9 +15,8 @@ from edge_api import auth
 from edge_api.arguments import BeginUploadArgs, HolderArgs, LeaseArgs, PartArgs
 from edge_api.artifact_answers import ArtifactSchema, PartSchema, UploadSchema
 from edge_api.auth import Kind
-from edge_api.fields import LEASE_ID, WORKER_ID
 from edge_api.holding import holder_of, job_id_of, part_number_of, upload_id_of
-from edge_api.multipart import FilePart, Form
+from edge_api.multipart import FilePart, Form, described
 from edge_api.services import current_services
 from edge_api.smorest import PREFIX, Blueprint
 
@@ -25,23 +24,7 @@ blp = Blueprint(
     "uploads", __name__, url_prefix=f"{PREFIX}/jobs", description="Files of jobs, in parts"
 )
 
-_FORM: Final = {
-    "required": True,
-    "content": {
-        "multipart/form-data": {
-            "schema": {
-                "type": "object",
-                "required": ["workerId", "digest", "file"],
-                "properties": {
-                    "workerId": {"type": "string", "pattern": WORKER_ID.regex.pattern},
-                    "leaseId": {"type": "string", "pattern": LEASE_ID.regex.pattern},
-                    "digest": {"type": "string", "pattern": "^sha256:[0-9a-f]{64}$"},
-                    "file": {"type": "string", "contentMediaType": "application/octet-stream"},
-                },
-            }
-        }
-    },
-}
+_FORM: Final = described(["workerId", "digest", "file"])
 
 
 @blp.route("/<string:job_id>/artifacts/uploads", endpoint="uploads")
