@@ -11,12 +11,12 @@ import pytest
 from remote_worker.client import Client
 from remote_worker.errors import Interrupted, Interruption, JobFailed
 from remote_worker.handlers.context import Context, Handler, Outcome
-from remote_worker.job import parse_job
+from remote_worker.job import Job, parse_job
 from remote_worker.lease import Terms
 from remote_worker.redact import Redactor
 from remote_worker.run import JobRun
 from remote_worker.settings import Settings
-from remote_worker.spool import Spool
+from remote_worker.spool import Report, Spool
 from tests.processes import until
 from tests.unit.remote_worker.edge import Answer, FakeEdge, Held, error_page, refusal
 
@@ -309,32 +309,33 @@ def test_an_edge_that_is_away_for_half_an_hour_hears_of_it_when_it_is_back(
     assert world.left() == []
 
 
-def test_a_report_whose_files_are_gone_is_a_failure_for_another_try(
-    world: World, edge: FakeEdge, monkeypatch: pytest.MonkeyPatch
-) -> None:
+LeftBehind = tuple[Held, Job, Report]
+
+
+@pytest.fixture
+def left_behind(world: World, edge: FakeEdge, monkeypatch: pytest.MonkeyPatch) -> LeftBehind:
+    """Give what a daemon leaves that was killed between the spool and the report."""
     held = edge.offer("echo")
-    leave_behind(world, held, edge, monkeypatch)
-    [(_, report)] = world.spool.left()
+    with monkeypatch.context() as patch:
+        patch.setattr("remote_worker.report.Reporter.send", lambda *_, **__: False)
+        assert not world.run(held, work).run()
+    assert edge.asked("/upload") == []
+    [(job, report)] = world.spool.left()
+    return held, job, report
+
+
+def test_a_report_whose_files_are_gone_is_a_failure_for_another_try(
+    world: World, left_behind: LeftBehind
+) -> None:
+    held, _, report = left_behind
     report.artifacts[0].path.unlink()
     assert world.run(held, {}).replay(report)
     assert (held.ended, held.report["errorType"]) == ("fail", "artifact_lost")
     assert held.report["retryable"] is True
 
 
-def leave_behind(world: World, held: Held, edge: FakeEdge, monkeypatch: pytest.MonkeyPatch) -> None:
-    """End as a daemon that was killed between the spool and the report."""
-    with monkeypatch.context() as patch:
-        patch.setattr("remote_worker.report.Reporter.send", lambda *_, **__: False)
-        assert not world.run(held, work).run()
-    assert edge.asked("/upload") == []
-
-
-def test_the_next_daemon_reports_what_was_finished(
-    world: World, edge: FakeEdge, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    held = edge.offer("echo")
-    leave_behind(world, held, edge, monkeypatch)
-    [(job, report)] = world.spool.left()
+def test_the_next_daemon_reports_what_was_finished(world: World, left_behind: LeftBehind) -> None:
+    held, job, report = left_behind
     assert world.run(held, {}).replay(report)
     assert job.lease_id == held.job["leaseId"]
     assert held.ended == "complete"
@@ -344,12 +345,10 @@ def test_the_next_daemon_reports_what_was_finished(
 
 
 def test_the_next_daemon_reports_nothing_under_a_lost_lease(
-    world: World, edge: FakeEdge, monkeypatch: pytest.MonkeyPatch
+    world: World, edge: FakeEdge, left_behind: LeftBehind
 ) -> None:
-    held = edge.offer("echo")
-    leave_behind(world, held, edge, monkeypatch)
+    held, _, report = left_behind
     held.lost = True
-    [(_, report)] = world.spool.left()
     asked = len(edge.calls)
     assert world.run(held, {}).replay(report)
     assert [call.path.rpartition("/")[2] for call in edge.calls[asked:]] == ["heartbeat"]
@@ -357,11 +356,9 @@ def test_the_next_daemon_reports_nothing_under_a_lost_lease(
 
 
 def test_an_edge_that_is_away_at_the_start_leaves_the_report_where_it_is(
-    world: World, edge: FakeEdge, monkeypatch: pytest.MonkeyPatch
+    world: World, edge: FakeEdge, left_behind: LeftBehind, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    held = edge.offer("echo")
-    leave_behind(world, held, edge, monkeypatch)
-    [(_, report)] = world.spool.left()
+    held, _, report = left_behind
     monkeypatch.setattr("remote_worker.lease._TAKE_UP_S", 0.0)
     edge.instead("/heartbeat", error_page(502), times=9)
     assert not world.run(held, {}).replay(report)
