@@ -27,6 +27,7 @@ from broker.errors import JobStateConflict
 from broker.ledger import stamps
 from broker.ledger.intake import job_id_of
 from broker.ledger.stamps import Stamp
+from broker.payload import usable_name
 from broker.queue import JobQueue
 from broker.records import Ingested, Json
 
@@ -61,7 +62,7 @@ class Revoke:
         """
         terminate = method == "terminate" or bool(arguments.get("terminate"))
         if method != "revoke_by_stamped_headers":
-            return cls(ids=tuple(map(str, _listed(arguments.get("task_id")))), terminate=terminate)
+            return cls(ids=_usable(_listed(arguments.get("task_id"))), terminate=terminate)
         headers = arguments.get("headers")
         if isinstance(headers, list):  # as the command line gives them
             headers = dict(str(one).split("=", 1) for one in headers)
@@ -75,7 +76,7 @@ class Revoke:
         """Read what ``dumps`` wrote."""
         said = json.loads(text)
         pairs = tuple((name, value) for name, value in said["stamps"])
-        return cls(ids=tuple(said["ids"]), stamps=pairs, terminate=said["terminate"])
+        return cls(ids=_usable(said["ids"]), stamps=pairs, terminate=said["terminate"])
 
     def dumps(self) -> str:
         """Write it down."""
@@ -189,6 +190,11 @@ class Revokes:
         except JobStateConflict:
             return  # it has ended; a revoke never undoes that
         logger.info("revoked job %s", job_id, extra={"action": "revoke", "job_id": job_id})
+
+
+def _usable(ids: Sequence[Json]) -> tuple[str, ...]:
+    """Leave out what no task is ever called: a name that no store takes would stay ahead of all."""
+    return tuple(one for one in map(str, ids) if usable_name(one))
 
 
 def _listed(value: Json) -> list[Json]:

@@ -253,8 +253,10 @@ class _Json:
 def _like(moved: sa.CTE) -> Job:
     """Return what is asked like a job and answers with columns."""
     worker = _Json(sa.bindparam("worker_json", type_=sa.Text))
-    columns = {name: moved.c[name] for name in ("id", "attempt", "fence", "retries")}
-    return cast(Job, SimpleNamespace(**columns, claimed_by=worker))
+    columns = {name: moved.c[name] for name in ("id", "attempt", "fence")}
+    # a message may say 2**31 - 1, and what is added to that must not overflow
+    retries = sa.cast(moved.c.retries, sa.BigInteger)
+    return cast(Job, SimpleNamespace(**columns, retries=retries, claimed_by=worker))
 
 
 def _moment(column: sa.ColumnElement[Any]) -> datetime:

@@ -46,7 +46,9 @@ def forget_jobs(conn: sa.Connection, *, before: datetime, dead_before: datetime,
         ),
         ~untold,
     )
-    ids = list(conn.scalars(query.limit(limit)))
+    # held from here on: one that is redriven meanwhile is no longer ended, and must not go
+    held = query.limit(limit).with_for_update(of=jobs, skip_locked=True)
+    ids = list(conn.scalars(held))
     of_job = sa.select(uploads.c.id).where(uploads.c.job_id.in_(ids))
     conn.execute(parts.delete().where(parts.c.upload_id.in_(of_job)))
     for table in (uploads, artifacts, events, attempts, outbox):

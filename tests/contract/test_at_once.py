@@ -123,6 +123,21 @@ def test_one_statement_writes_what_many_would(
         assert job == queue.catalog.get(job.id)
 
 
+def test_a_message_with_the_most_retries_is_granted_and_ends(
+    queue: JobQueue, clock: SetClock
+) -> None:
+    most = 2**31 - 1
+    queue.create(new(retries=most))
+    [granted] = claim(queue)
+    queue.fail(granted.id, holder(granted), error_message="e", retryable=True)
+    clock.advance(60)
+    [granted] = claim(queue)
+    queue.complete(granted.id, holder(granted))
+    with queue.ledger.read() as conn:
+        said = conn.scalars(sa.select(outbox.c.data).order_by(outbox.c.seq)).all()
+    assert [one["retries"] for one in said if "retries" in one] == [most, *[most + 1] * 3]
+
+
 def test_what_is_told_is_compact_ascii_json(queue: JobQueue, clock: SetClock) -> None:
     queue.create(new())
     [job] = claim(queue, worker="w-1.x")

@@ -1,12 +1,13 @@
 """Celery's revoke as a promise of the ledger: by id and by stamp, before and after the task."""
 
+import json
 from typing import Any
 from uuid import uuid4
 
 import pytest
 import redis
 
-from broker.bridge.revokes import Revoke, Revokes
+from broker.bridge.revokes import HEARD, Revoke, Revokes
 from broker.catalog import Catalog
 from broker.errors import LedgerUnavailable
 from broker.ledger.engine import Ledger
@@ -154,6 +155,20 @@ def test_without_redis_a_revoke_is_kept_in_memory(
         revokes.hear(Revoke.read("revoke", {"task_id": task_id}))
     assert revokes.step() == 1
     assert statuses(ledger, [task_id]) == [Status.CANCELLED]
+
+
+@pytest.mark.parametrize("name", ["\ud800", "a\x00b"])
+def test_a_revoke_of_no_possible_task_holds_up_no_other(
+    queue: JobQueue, ledger: Ledger, name: str
+) -> None:
+    revokes = Revokes(queue)
+    first, second = taken(queue, revokes, task(), task())
+    revokes.hear(Revoke.read("revoke", {"task_id": [name, first]}))
+    # as another version wrote it down
+    told = json.dumps({"ids": [name, second], "stamps": [], "terminate": False})
+    queue.reservations.client.hset(HEARD, "other", told)
+    assert revokes.step() == 2
+    assert statuses(ledger, [first, second]) == [Status.CANCELLED] * 2
 
 
 @pytest.mark.parametrize("headers", [None, 7, ["no-sign"], "order"])
