@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from datetime import datetime, timedelta
-from typing import Any, Final
+from functools import partial
+from typing import Any, Final, TypeVar
 from uuid import uuid4
 
 from broker.clock import Clock, from_ms, to_ms
@@ -27,6 +30,8 @@ log = logging.getLogger(__name__)
 
 #: what the index is told of: running jobs as a whole, others may come in brief
 Indexed = Job | scans.Brief
+
+T = TypeVar("T")
 
 #: rows read at once
 PAGE: Final = 1000
@@ -64,14 +69,33 @@ def placement(job: Indexed, now: datetime, *, untaken: bool = False) -> Placemen
     return Placement(index=Index.READY, at_ms=0, **common)
 
 
-def _sheaves(page: scans.Waits, now: datetime) -> list[Sheaf]:
-    """Say the same of queued jobs, in brief."""
+def _sheaves(page: Iterable[Sequence[Any]], now: datetime) -> list[Sheaf]:
+    """Say the same of queued jobs, each as ``scans.Waits``."""
     alike: dict[tuple[str, int, int, int | str], list[str]] = defaultdict(list)
-    for job_id, seq, version, priority, lane, later in page.rows:
-        moment = page.moments.get(job_id) if later else None
+    for job_id, seq, version, priority, lane, moment in page:
         due_ms = to_ms(moment) + 1 if moment is not None and moment > now else ""
         alike[lane, -priority, version, due_ms].append(f"{seq:016d}:{job_id}")
     return [Sheaf(*key, members) for key, members in alike.items()]
+
+
+def _while_reading(calls: Iterable[tuple[int, Callable[[], None]]]) -> int:
+    """Make calls in their order, each while the next is read; returns for how many jobs."""
+    total = 0
+    with ThreadPoolExecutor(1, "rebuild") as behind:
+        made: Future[None] | None = None
+        for size, call in calls:
+            if made is not None:
+                made.result()
+            total += size
+            if size == PAGE:
+                made = behind.submit(call)
+            else:
+                # most queues are small, and need no thread
+                call()
+                made = None
+        if made is not None:
+            made.result()
+    return total
 
 
 class Indexer:
@@ -156,44 +180,38 @@ class Indexer:
         with self._ledger.write() as conn:
             generation = queues.bump_generation(conn, queue)
         lanes: Counter[str] = Counter()
-        total = 0
-        for page, specs in self._waiting(queue):
-            sheaves = _sheaves(page, self._clock.now())
-            self._reservations.fill(queue, generation, token, sheaves, specs=specs)
-            for one in sheaves:
-                lanes[one.lane] += len(one.members) if one.due_ms == "" else 0
-            total += len(page.rows)
-        # a job that was given meanwhile comes twice; the later word counts
-        for running in self._running(queue):
-            placements = [placement(job, self._clock.now()) for job in running]
-            self._reservations.build(queue, generation, token, placements)
-            total += len(placements)
+        # closed here: its transaction ends also when what it yields meets an error
+        with closing(self._calls(queue, generation, token, lanes)) as calls:
+            total = _while_reading(calls)
         self._reservations.publish(queue, generation, token, lanes, mark_ms=to_ms(started))
         return generation, total
 
-    def _waiting(self, queue: str) -> Iterator[tuple[scans.Waits, list[str]]]:
-        """Page through the queued jobs of a queue; with each page the lanes that are new in it."""
-        last, known = 0, set[str]()
-        while True:
-            with self._ledger.read() as conn:
-                page = scans.waiting_page(conn, queue, after=last, limit=PAGE)
-                new = {row[4]: row[0] for row in page.rows if row[4] not in known}
-                specs = scans.specs(conn, new.values())
-            if not page.rows:
-                return
-            known |= new.keys()
-            last = page.rows[-1][1]
-            yield page, specs
+    def _calls(
+        self, queue: str, generation: int, token: str, lanes: Counter[str]
+    ) -> Generator[tuple[int, Callable[[], None]]]:
+        """Read what a generation has, and yield the calls that put it there, each for how many."""
+        where = (queue, generation, token)
+        for page in self._pages(partial(scans.waiting, queue=queue)):
+            sheaves = _sheaves(page.rows, self._clock.now())
+            for one in sheaves:
+                lanes[one.lane] += len(one.members) if one.due_ms == "" else 0
+            fill = partial(self._reservations.fill, *where, sheaves, specs=page.specs)
+            yield len(page.rows), fill
+        # a job that was given meanwhile comes twice; the later word counts
+        for held in self._pages(partial(scans.running, queue=queue)):
+            placements = [placement(job, self._clock.now()) for job in held]
+            yield len(held), partial(self._reservations.build, *where, placements)
 
-    def _running(self, queue: str) -> Iterator[list[Job]]:
-        last = 0
-        while True:
-            with self._ledger.read() as conn:
-                page = scans.running_page(conn, queue, after=last, limit=PAGE)
-            if not page:
-                return
-            last = page[-1].seq
-            yield page
+    def _pages(self, read: Callable[..., Generator[T]]) -> Generator[T]:
+        """Read page by page; of a small queue no transaction is open beside a call of Redis."""
+        before: T | None = None
+        with self._ledger.read() as conn, closing(read(conn, size=PAGE)) as pages:
+            for page in pages:
+                if before is not None:
+                    yield before
+                before = page
+        if before is not None:
+            yield before
 
     def reconcile(self) -> dict[str, int]:
         """Compare, bounded: rebuild lost queues, place what changed lately, and a page of all.

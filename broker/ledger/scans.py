@@ -5,14 +5,15 @@ The order of each query is the order of its index: asked for another one, SQLite
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import closing
 from datetime import datetime
 from operator import attrgetter
 from typing import Any, Final, NamedTuple
 
 import sqlalchemy as sa
 
-from broker.ledger.jobs import COLUMNS, by_ids, chunks, get_many, jobs, to_job
+from broker.ledger.jobs import COLUMNS, by_ids, chunks, jobs, to_job
 from broker.records import Job
 from broker.states import LIVE, Status
 
@@ -37,18 +38,17 @@ class Brief(NamedTuple):
 
 
 class Waits(NamedTuple):
-    """Some queued jobs for an index that is built anew: there are many, so it is little of each."""
+    """What an index that is built anew needs of a queued job: there are many, so it is little."""
 
-    #: (id, seq, version, priority, lane, whether it waits for a moment)
-    rows: Sequence[Sequence[Any]]
-    #: the moments of those that wait for one
-    moments: dict[str, datetime]
+    id: str
+    seq: int
+    version: int
+    priority: int
+    lane: str
+    next_attempt_at: datetime | None
 
 
-_WAITS: Final = (
-    *(jobs.c[name] for name in ("id", "seq", "version", "priority", "lane")),
-    jobs.c.next_attempt_at.is_not(None),
-)
+_WAITS: Final = tuple(jobs.c[name] for name in Waits._fields)
 _BRIEF: Final = tuple(jobs.c[name] for name in Brief._fields)
 
 
@@ -71,26 +71,49 @@ def live_page(conn: sa.Connection, *, after: int, limit: int) -> Page:
     return _page(conn, sorted(rows, key=attrgetter("seq"))[:limit])
 
 
-def waiting_page(conn: sa.Connection, queue: str, *, after: int, limit: int) -> Waits:
-    """Read the next queued jobs of a queue, in enqueue order."""
-    where = (jobs.c.status == Status.QUEUED, jobs.c.seq > after, jobs.c.queue == queue)
-    query = sa.select(*_WAITS).where(*where).order_by(jobs.c.seq).limit(limit)
-    rows = conn.execute(query).all()
-    later = [row[0] for row in rows if row[5]]
-    moments: dict[str, datetime] = {}
-    for some in chunks(later):
-        query = sa.select(jobs.c.id, jobs.c.next_attempt_at).where(jobs.c.id.in_(some))
-        moments |= {job_id: moment for job_id, moment in conn.execute(query) if moment}
-    return Waits(rows, moments)
+class Waiting(NamedTuple):
+    """Some queued jobs, each as ``Waits``, and the lanes that those before had none of."""
+
+    rows: Sequence[sa.Row[Any]]
+    specs: list[str]
 
 
-def running_page(conn: sa.Connection, queue: str, *, after: int, limit: int) -> list[Job]:
-    """Read the next running jobs of a queue, in enqueue order."""
-    where = (jobs.c.status == Status.RUNNING, jobs.c.seq > after, jobs.c.queue == queue)
-    return get_many(conn, *where, limit=limit)
+def waiting(conn: sa.Connection, queue: str, *, size: int) -> Generator[Waiting]:
+    """Read all queued jobs of a queue, some at a time; see ``_stream``."""
+    known = set[str]()
+    with closing(_stream(conn, _WAITS, queue, Status.QUEUED, size)) as pages:
+        for rows in pages:
+            new = {row.lane: row.id for row in rows if row.lane not in known}
+            known |= new.keys()
+            yield Waiting(rows, _specs(conn, new.values()))
 
 
-def specs(conn: sa.Connection, ids: Iterable[str]) -> list[str]:
+def running(conn: sa.Connection, queue: str, *, size: int) -> Generator[list[Job]]:
+    """Read all running jobs of a queue, some at a time; see ``_stream``."""
+    with closing(_stream(conn, COLUMNS, queue, Status.RUNNING, size)) as pages:
+        for rows in pages:
+            yield [to_job(row) for row in rows]
+
+
+def _stream(
+    conn: sa.Connection,
+    columns: Sequence[sa.ColumnElement[Any]],
+    queue: str,
+    status: Status,
+    size: int,
+) -> Generator[Sequence[sa.Row[Any]]]:
+    """Read all of one status in one go and in no order, as they were when it began.
+
+    Page by page PostgreSQL reads and sorts all that is left for each page when its statistics are
+    old, and a ledger that has just been filled has none: the work grows by the square. Whoever
+    stops midway closes it.
+    """
+    query = sa.select(*columns).where(jobs.c.status == status, jobs.c.queue == queue)
+    with conn.execute(query, execution_options={"yield_per": size}) as rows:
+        yield from rows.partitions()
+
+
+def _specs(conn: sa.Connection, ids: Iterable[str]) -> list[str]:
     """Read the lanes of some jobs."""
     found: list[str] = []
     for some in chunks(list(ids)):

@@ -40,7 +40,7 @@ def database(name: str) -> Iterator[str]:
             migrate.upgrade(url)
             yield url
         return
-    server = Postgres().start()
+    server = Postgres(fsync=True).start()
     try:
         url = server.create_database()
         migrate.upgrade(url)
@@ -103,7 +103,7 @@ def main(numbers: tuple[int, ...]) -> None:
     print("|---|---|---|---|---|---|")
     for name in ("sqlite", "postgresql"):
         for number in numbers:
-            valkey = Valkey().start()
+            valkey = Valkey("--appendonly", "yes").start()
             try:
                 with database(name) as url:
                     took, cpu, redis_cpu = measure(url, valkey.url, number)

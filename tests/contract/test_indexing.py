@@ -237,7 +237,7 @@ def test_a_rebuild_that_the_ledger_stops_lets_the_next_begin(
         raise errors.LedgerUnavailable
 
     with monkeypatch.context() as patch:
-        patch.setattr("broker.ledger.scans.waiting_page", away)
+        patch.setattr("broker.ledger.scans.waiting", away)
         with pytest.raises(errors.LedgerUnavailable):
             queue.index.rebuild("remote")
     assert queue.index.rebuild("remote")
@@ -262,6 +262,53 @@ def test_a_rebuild_that_redis_loses_midway_is_no_success(
         assert not queue.index.rebuild("remote")
     assert reservations.generation("remote") is None
     assert queue.index.rebuild("remote")
+
+
+def test_an_index_of_many_pages_is_whole(
+    queue: JobQueue,
+    reservations: Reservations,
+    upkeep: Upkeep,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr("broker.indexing.PAGE", 2)
+    # each page has a lane that those before it have not
+    made = [queue.create(new(type=f"t{n // 2}")) for n in range(12)]
+    granted = claim(queue, max_jobs=5)
+    queue.fail(granted[0].id, holder(granted[0]), error_message="e", retryable=True)
+    reservations.client.flushall()
+    assert queue.index.rebuild("remote")
+    places = {job.id: index_of(reservations, job) for job in made}
+    assert places == {job.id: [Index.READY] for job in made} | {
+        job.id: [Index.RESERVED] for job in granted
+    } | {granted[0].id: [Index.SCHEDULED]}
+    assert upkeep.reconcile() == {"rebuilt": 0, "repaired": 0}
+    assert {job.id for job in claim(queue, max_jobs=99)} == {job.id for job in made[5:]}
+
+
+@pytest.mark.parametrize("step", ["fill", "build"])
+def test_a_rebuild_that_fails_while_the_next_page_is_read_leaves_nothing_open(
+    queue: JobQueue, reservations: Reservations, monkeypatch: pytest.MonkeyPatch, step: str
+):
+    monkeypatch.setattr("broker.indexing.PAGE", 2)
+    made = [queue.create(new()) for _ in range(14)]
+    claim(queue, max_jobs=7)
+    real, calls = getattr(reservations, step), []
+
+    def third_fails(*args: Any, **kwargs: Any) -> None:
+        calls.append(threading.current_thread())
+        if len(calls) == 3:
+            raise errors.ReservationsUnavailable
+        real(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(reservations, step, third_fails)
+        with pytest.raises(errors.ReservationsUnavailable):
+            queue.index.rebuild("remote")
+    assert len(calls) == 3
+    assert not any(thread.is_alive() for thread in calls)
+    # the ledger allows this thread one transaction, and Redis one builder
+    assert queue.index.rebuild("remote")
+    assert [index_of(reservations, job) for job in made[7:]] == [[Index.READY]] * 7
 
 
 def test_a_job_that_is_given_while_a_rebuild_runs_lies_where_its_holder_is(

@@ -27,8 +27,8 @@ SCANS: dict[str, Callable[[sa.Connection, SetClock], Any]] = {
     ),
     "ix_jobs_status_seq": lambda conn, _: (
         scans.live_page(conn, after=0, limit=9),
-        scans.waiting_page(conn, "remote", after=0, limit=9),
-        scans.running_page(conn, "remote", after=0, limit=9),
+        list(scans.waiting(conn, "remote", size=9)),
+        list(scans.running(conn, "remote", size=9)),
     ),
 }
 
@@ -106,12 +106,30 @@ def test_pages_of_live_jobs_go_by_enqueue_order_whatever_their_status(
         while (page := scans.live_page(conn, after=after, limit=2)).last is not None:
             seen += [job.id for job in page.jobs]
             after = page.last.seq
-        mine = scans.waiting_page(conn, "q2", after=0, limit=99)
-        held = scans.running_page(conn, "remote", after=0, limit=99)
     assert seen == live
-    assert [row[0] for row in mine.rows] == [made[4].id]
-    assert [job.id for job in held] == [
-        job.id for job in made if queue.catalog.get(job.id).status is Status.RUNNING
+
+
+def test_an_index_is_built_from_one_read_of_each_status(
+    queue: JobQueue, ledger: Ledger, clock: SetClock
+):
+    made = [queue.create(new(queue="q2" if n == 4 else "remote")) for n in range(12)]
+    granted = claim(queue, max_jobs=6)
+    queue.complete(granted[0].id, holder(granted[0]))
+    queue.fail(granted[1].id, holder(granted[1]), error_message="e", retryable=True)
+    again = queue.catalog.get(granted[1].id)
+    now = [queue.catalog.get(job.id) for job in made if job.queue == "remote"]
+    with statements(ledger) as seen, ledger.read() as conn:
+        waiting = [page.rows for page in scans.waiting(conn, "remote", size=2)]
+        held = list(scans.running(conn, "remote", size=2))
+    assert sum(text.startswith("SELECT") for text, _ in seen) == 3, "both, and the lane"
+    assert [len(rows) for rows in (*waiting, *held)] == [2, 2, 2, 2, 2]
+    assert {scans.Waits(*row) for rows in waiting for row in rows} == {
+        scans.Waits(*(getattr(job, name) for name in scans.Waits._fields))
+        for job in now if job.status is Status.QUEUED
+    }  # fmt: skip
+    assert again.next_attempt_at is not None
+    assert sorted((job for page in held for job in page), key=lambda job: job.seq) == [
+        job for job in now if job.status is Status.RUNNING
     ]
 
 
