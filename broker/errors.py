@@ -156,6 +156,10 @@ class ReservationsUnavailable(Unavailable):
     """The reservations do not answer; ask again."""
 
 
+class IndexDamaged(ReservationsUnavailable):
+    """A key of the reservations holds what is not its own; ask again."""
+
+
 class StorageAway(Unavailable):
     """The artifact store does not answer; ask again."""
 

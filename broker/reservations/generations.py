@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
 import redis
 
+from broker.errors import GenerationMoved, IndexDamaged
 from broker.reservations.cluster import holder_of
 from broker.reservations.keys import QueueKeys
 from broker.reservations.server import Server
 from broker.reservations.shapes import Placement, Sheaf, parts
+
+log = logging.getLogger(__name__)
 
 #: how long a builder may be silent before another takes over; claims wait for it
 BUILDING_MS: Final = 10_000
@@ -32,14 +37,41 @@ class Generations(Server):
 
     def generation(self, queue: str) -> int | None:
         """Read which generation of a queue counts; None when the index is lost or never built."""
-        with self._guard():
-            value: Any = self.client.get(QueueKeys(queue).pointer)
-        return None if value is None else int(value)
+        try:
+            with self._guard():
+                value: Any = self.client.get(QueueKeys(queue).pointer)
+            return None if value is None else int(value)
+        except (IndexDamaged, ValueError):
+            return None  # the next rebuild writes over it
+
+    @contextmanager
+    def _whole(self, queue: str, generation: int) -> Iterator[None]:
+        """Guard a call on an index, and throw it away when it holds what is not ours.
+
+        Whoever asks next finds it lost, and builds it anew under keys that nobody knows yet.
+        """
+        try:
+            with self._guard():
+                yield
+        except (IndexDamaged, ValueError) as error:
+            log.warning(
+                "generation %s is damaged: %s", generation, error,
+                extra={"action": "index", "queue": queue},
+            )  # fmt: skip
+            if self.generation(queue) == generation:
+                with self._guard():
+                    self.client.delete(QueueKeys(queue).pointer)
+            raise GenerationMoved from error
 
     def start_building(self, queue: str, token: str) -> bool:
         """Become the one who rebuilds a queue's index; False while another is at it."""
+        key = QueueKeys(queue).building
         with self._guard():
-            return bool(self.client.set(QueueKeys(queue).building, token, nx=True, px=BUILDING_MS))
+            if self.client.set(key, token, nx=True, px=BUILDING_MS):
+                return True
+            # one that would stay for ever is no builder's
+            self.client.pexpire(key, BUILDING_MS, nx=True)
+        return False
 
     def fill(
         self,
@@ -134,12 +166,17 @@ class Generations(Server):
         if generation is None:
             return None
         key = QueueKeys(queue, generation).mark
-        with self._guard():
-            value: Any = self.client.get(key)
+        try:
+            with self._guard():
+                value: Any = self.client.get(key)
+        except IndexDamaged:
+            return None
         moment, _, server = (value or "").partition(":")
         # asked after the mark was read: a slot that moved meanwhile shows as another server
         here = self._run_id(queue) if server else ""
-        return _Mark(key, int(moment), here) if moment and here in {server, ""} else None
+        return (
+            _Mark(key, int(moment), here) if moment.isdecimal() and here in {server, ""} else None
+        )
 
     def _run_id(self, queue: str) -> str:
         """Name the run of a queue's server; empty where one may not ask, as an edge."""

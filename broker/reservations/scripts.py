@@ -8,7 +8,7 @@ from typing import Any, Final
 import redis
 from redis.exceptions import NoScriptError, ResponseError
 
-from broker.errors import GenerationMoved, ReservationsUnavailable
+from broker.errors import GenerationMoved, IndexDamaged, ReservationsUnavailable
 
 NAMES: Final = (
     "admit",
@@ -23,6 +23,8 @@ NAMES: Final = (
     "fill",
     "mend",
 )
+#: what Redis says of a key that somebody else has written
+_NOT_ITS_OWN: Final = ("WRONGTYPE ", "value is not an integer")
 #: those that look for the best ready job
 SEEKERS: Final = frozenset({"reserve", "heads"})
 
@@ -71,4 +73,10 @@ class Scripts:
                 raise GenerationMoved from None
             if word == "LANES":
                 raise LanesMoved from None
-            raise ReservationsUnavailable(f"Redis refused {name}: {error}") from error
+            raise refusal(error, f"Redis refused {name}") from error
+
+
+def refusal(error: ResponseError, said: str) -> ReservationsUnavailable:
+    """Tell a key that is not of its type from all for which Redis may refuse a call."""
+    damaged = any(word in str(error) for word in _NOT_ITS_OWN)
+    return (IndexDamaged if damaged else ReservationsUnavailable)(f"{said}: {error}")

@@ -26,7 +26,7 @@ from broker.reservations.keys import (
     WAKE_PATTERN,
     rate,
 )
-from broker.reservations.scripts import Scripts
+from broker.reservations.scripts import Scripts, refusal
 
 #: after a call that timed out, others fail at once for as long
 BREAK_S: Final = 1.0
@@ -81,7 +81,7 @@ class Server:
             raise ReservationsUnavailable(f"the cluster is not whole: {error}") from error
         except redis.ResponseError as error:
             # full memory, a replica, a slot on its way, a server that cannot write its own file
-            raise ReservationsUnavailable(f"Redis refused: {error}") from error
+            raise refusal(error, "Redis refused") from error
 
     def clock_ms(self) -> float:
         """Read the server's clock; of a cluster that of the node that holds what all share."""

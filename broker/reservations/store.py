@@ -72,7 +72,7 @@ class Reservations(Generations):
             keys = QueueKeys(queue, known.generation)
             head = [known.generation, keys.prefix, moment]
             try:
-                with self._guard():
+                with self._whole(queue, known.generation):
                     return self._scripts.call(name, keys.script_keys, head + args(known))
             except GenerationMoved:
                 if fresh:
@@ -81,15 +81,15 @@ class Reservations(Generations):
 
     def _learn_lanes(self, queue: str, known: KnownLanes) -> None:
         prefix = QueueKeys(queue, known.generation).prefix
-        with self._guard():
+        with self._whole(queue, known.generation):
             # first the count: lanes that come after it are learnt too early, none too late
             count: Any = self.client.get(prefix + "lanes_ver")
             version = int(count or 0)
             # a count that fell was lost, and what it has counted since is new
             after = known.version if version > known.version else 0
             rows: Any = self.client.zrangebyscore(prefix + "lanes", f"({after}", "+inf")
-        with self._lock:
-            known.learn(rows, version)
+            with self._lock:
+                known.learn(rows, version)
 
     def lane(self, queue: str, key: str) -> Lane | None:
         """Look a lane up by its key, asking Redis when it is new to this process.
@@ -245,7 +245,7 @@ class Reservations(Generations):
         """Read what holders said of their progress, of jobs named with their leases."""
         known = self._get_known(queue)
         prefix = QueueKeys(queue, known.generation).prefix
-        with self._guard():
+        with self._whole(queue, known.generation):
             pipe = self.client.pipeline(transaction=False)
             for job_id in held:
                 pipe.hget(f"{prefix}job:{job_id}", "progress")
@@ -261,7 +261,7 @@ class Reservations(Generations):
         """Take jobs whose holders said something new: by id the lease and the json they said."""
         known = self._get_known(queue)
         prefix = QueueKeys(queue, known.generation).prefix
-        with self._guard():
+        with self._whole(queue, known.generation):
             ids: Any = self.client.spop(f"{prefix}progressed", limit)
             pipe = self.client.pipeline(transaction=False)
             for job_id in ids:
@@ -274,8 +274,9 @@ class Reservations(Generations):
 
     def tell_again(self, queue: str, job_ids: Sequence[str]) -> None:
         """Name jobs whose progress was taken and could not be told."""
-        prefix = QueueKeys(queue, self._get_known(queue).generation).prefix
-        with self._guard():
+        known = self._get_known(queue)
+        prefix = QueueKeys(queue, known.generation).prefix
+        with self._whole(queue, known.generation):
             self.client.sadd(f"{prefix}progressed", *job_ids)
 
     def due(self, queue: str, *, limit: int) -> tuple[int, list[Due]]:
