@@ -9,14 +9,16 @@ counts for itself, in memory, and with the others as far as Redis lets it.
 from __future__ import annotations
 
 import math
+import threading
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from enum import StrEnum
 from ipaddress import IPv6Address, ip_network
 from typing import Final
 
+from cachetools import TTLCache
 from limits import RateLimitItem, RateLimitItemPerMinute, RateLimitItemPerSecond
-from limits.storage import MemoryStorage
-from limits.strategies import FixedWindowRateLimiter
 
 from edge_api.errors import RateLimited
 from edge_api.shared_rates import SharedRates
@@ -24,6 +26,10 @@ from edge_api.source import Address
 
 #: over so many seconds calls are counted: a burst is no flood
 WINDOW_S: Final = 10
+#: counts remembered at once
+KEYS_MAX: Final = 50_000
+#: longer than any window
+KEEP_S: Final = 120.0
 #: of one network of IPv6, which is one subscriber
 PREFIX_V6: Final = 64
 
@@ -57,14 +63,33 @@ SORTS: Final = {
 }
 
 
+@dataclass(slots=True)
+class _Window:
+    """What was counted since a first call, up to a moment of the monotonic clock."""
+
+    until: float
+    count: int = 0
+
+
 class Rates:
-    """How often each has called of late."""
+    """How often each has called of late; safe to share between threads.
+
+    Windows are this process's own, by a clock that nobody sets: one that an administrator sets back
+    would keep a window open for as long, and a busy worker out.
+    """
 
     def __init__(
-        self, *, calls_per_s: int, failures_per_min: int, shared: SharedRates | None = None
+        self,
+        *,
+        calls_per_s: int,
+        failures_per_min: int,
+        shared: SharedRates | None = None,
+        timer: Callable[[], float] = time.monotonic,
     ) -> None:
         self._shared = shared
-        self._limiter = FixedWindowRateLimiter(MemoryStorage())
+        self._timer = timer
+        self._lock = threading.Lock()
+        self._windows: TTLCache[str, _Window] = TTLCache(KEYS_MAX, KEEP_S, timer)
         self._calls = RateLimitItemPerSecond(calls_per_s * WINDOW_S, WINDOW_S, "worker")
         self._failures = RateLimitItemPerMinute(failures_per_min, 1, "source")
 
@@ -85,15 +110,23 @@ class Rates:
         self._hit(self._failures, counted_as(address))
 
     def _hit(self, item: RateLimitItem, *key: str) -> None:
-        if not self._limiter.hit(item, *key):
-            reset = self._limiter.get_window_stats(item, *key).reset_time
-            left = math.ceil(reset - time.time())
-            # the storage's own end of a window lies up to a second beyond it
-            raise RateLimited(retry_after_s=min(max(1, left), item.get_expiry()))
+        now = self._timer()
+        window = self._window(item.key_for(*key), now, item.get_expiry())
+        if window.count > item.amount:
+            raise RateLimited(retry_after_s=max(1, math.ceil(window.until - now)))
         # Only now: whoever is refused by this edge alone costs Redis nothing.
         over_s = None if self._shared is None else self._shared.over(item, *key)
         if over_s is not None:
             raise RateLimited(retry_after_s=math.ceil(over_s))
+
+    def _window(self, name: str, now: float, seconds: int) -> _Window:
+        """Count a call in its window."""
+        with self._lock:
+            window = self._windows.get(name)
+            if window is None or window.until <= now:
+                window = self._windows[name] = _Window(until=now + seconds)
+            window.count += 1
+        return window
 
 
 def counted_as(address: Address | None) -> str:

@@ -71,7 +71,7 @@ class Services:
             rates=Rates(
                 calls_per_s=settings.calls_per_s,
                 failures_per_min=settings.failures_per_min,
-                shared=SharedRates(reservations.tally),
+                shared=SharedRates(reservations.tally, timer=lambda: clock.now().timestamp()),
             ),
             waiting=Waiting(
                 queue,

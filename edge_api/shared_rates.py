@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Protocol
@@ -49,9 +48,13 @@ class _Count:
 
 
 class SharedRates:
-    """Counts that all edges keep together; safe to share between threads."""
+    """Counts that all edges keep together; safe to share between threads.
 
-    def __init__(self, tally: Tally, *, timer: Callable[[], float] = time.time) -> None:
+    Windows begin at the same moment for all by ``timer``, which is the queue's one clock: an edge
+    whose own is wrong would count in windows that nobody shares.
+    """
+
+    def __init__(self, tally: Tally, *, timer: Callable[[], float]) -> None:
         self._tally = tally
         self._timer = timer
         self._lock = threading.Lock()

@@ -1,4 +1,4 @@
-"""Counts that several edges keep together: no more than the limit, and no Redis needed."""
+"""How often one may call: by a clock nobody sets, with other edges, and without Redis."""
 
 import time
 from collections import Counter
@@ -34,7 +34,7 @@ class Redis:
 
     def edge(self) -> Rates:
         shared = SharedRates(self.tally, timer=lambda: self.now)
-        return Rates(calls_per_s=100, failures_per_min=60, shared=shared)
+        return Rates(calls_per_s=100, failures_per_min=60, shared=shared, timer=lambda: self.now)
 
 
 def claims(edge: Rates, count: int, worker: str = "w1") -> int:
@@ -48,11 +48,9 @@ def claims(edge: Rates, count: int, worker: str = "w1") -> int:
 
 
 @pytest.fixture
-def store(monkeypatch: pytest.MonkeyPatch) -> Redis:
+def store() -> Redis:
     """Give a Redis in a moment that does not pass."""
-    made = Redis()
-    monkeypatch.setattr(time, "time", lambda: made.now)
-    return made
+    return Redis()
 
 
 def test_edges_allow_together_what_one_would(store: Redis) -> None:
@@ -97,3 +95,16 @@ def test_guesses_at_several_edges_are_one_flood(store: Redis) -> None:
     with pytest.raises(RateLimited) as refused:
         edges[0].failed(ip_address("203.0.113.9"))
     assert 1 <= refused.value.retry_after_s <= 60
+
+
+def test_a_clock_that_is_set_back_keeps_nobody_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    wall, passed = 1_000_000.0, 0.0
+    monkeypatch.setattr(time, "time", lambda: wall)
+    edge = Rates(calls_per_s=100, failures_per_min=60, timer=lambda: passed)
+    assert claims(edge, LIMIT + 1) == LIMIT
+    wall -= 3600
+    with pytest.raises(RateLimited) as refused:
+        edge.called("w1", "leases.claim")
+    assert refused.value.retry_after_s == WINDOW_S
+    passed += WINDOW_S
+    assert claims(edge, LIMIT) == LIMIT
