@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.chaos import parts
-from tests.chaos.nemesis import MORE_FAULTS
+from tests.chaos.faults import MORE_FAULTS
 from tests.chaos.report import MUST_BE_POSITIVE, MUST_BE_ZERO, Options, PartReport, Violation
 
 ROOT: Final = Path(__file__).resolve().parents[2]

@@ -8,9 +8,9 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
+from tests.chaos.brokers import redis_at
 from tests.chaos.edge import Answer, insist
 from tests.chaos.facts import Rebuild
-from tests.chaos.reading import redis_at
 from tests.chaos.world import QUEUE, World, spin
 from tests.processes import until
 
@@ -111,7 +111,7 @@ def rebuild(world: World) -> Rebuild:
     with world.engine().connect() as conn:
         live = "SELECT count(*) FROM jobs WHERE finished_at IS NULL"
         jobs = int(conn.execute(sa.text(live)).scalar_one())
-    with redis_at(world.reservations.url) as client:
+    with redis_at(world.places.reservations_url) as client:
         client.flushall()
         tag = f"{{db:{QUEUE}}}:"
         # who finds out, and when, is another question: claims at once, reconcile within 5 s

@@ -4,10 +4,23 @@ import json
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from typing import Final
 
 from tests.chaos.facts import Attempt, Facts, Fault
 from tests.chaos.promises import IDLE, Call
 from tests.chaos.report import Violation
+
+#: Faults after which the index is empty, or not what it was.
+LOSSES: Final = frozenset(
+    {
+        "reservations flushed",
+        "reservations restarted empty",
+        "reservations failed over",
+        "reservations failed over late",
+        "reservations on two primaries",
+        "reservations woken as primary",
+    }
+)
 
 
 def describe(facts: Facts) -> dict[str, float | str]:
@@ -27,7 +40,7 @@ def describe(facts: Facts) -> dict[str, float | str]:
         "heartbeats answered, in faults too": share(
             sum(call.accepted for call in beats), len(beats)
         ),
-        "kept through a flush": kept(facts),
+        "kept through a lost index": kept(facts),
         "faults by kind": json.dumps(Counter(fault.kind for fault in facts.faults)),
         "rule of three": f"< {3 / max(1, len(facts.faults)):.3f} per fault, at 95 %",
         **recoveries(facts),
@@ -79,7 +92,7 @@ def kept(facts: Facts) -> str:
     """Say how many of those who ran when the index was lost went on under their lease."""
     through = asked = 0
     for fault in facts.faults:
-        if fault.kind not in {"reservations flushed", "reservations restarted empty"}:
+        if fault.kind not in LOSSES:
             continue
         for lease in facts.attempts:
             call = _next_word(facts, lease, fault.began_at)

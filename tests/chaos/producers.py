@@ -1,6 +1,5 @@
 """Whoever gives work and watches it: over Celery, over HTTP, with poison, cancels and a cursor."""
 
-import base64
 import json
 import random
 import threading
@@ -9,13 +8,14 @@ import uuid
 from datetime import UTC, datetime
 from typing import Any, Final
 
-import redis
 from celery import Celery, chain
+from kombu import Exchange, Queue
 from kombu.exceptions import OperationalError
 
+from tests.chaos.brokers import AWAY, JSON, Raw, broker_at
 from tests.chaos.edge import Answer, Edge, insist
 from tests.chaos.promises import PromiseLog
-from tests.chaos.reading import Places, redis_at
+from tests.chaos.reading import Places
 from tests.chaos.workers import Mood
 
 #: What is asked for, and how often out of a hundred.
@@ -43,12 +43,8 @@ class Producer:
         self._pace_s = pace_s
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
-        self._app = Celery(
-            broker=places.broker_url, backend=places.backend_url, set_as_current=False
-        )
-        options = {"socket_timeout": 3.0, "socket_connect_timeout": 3.0}
-        self._app.conf.broker_transport_options = options
-        self._redis = redis_at(places.broker_url)
+        self._app = _orchestrator(places)
+        self._broker = broker_at(places.broker_url)
         #: Job ids it knows of, for cancels and readers.
         self.known: list[str] = []
 
@@ -61,7 +57,6 @@ class Producer:
         self._stopping.set()
         self._thread.join(timeout_s)
         self._app.close()
-        self._redis.close()
         assert not self._thread.is_alive()
         self._edge.close()
 
@@ -86,7 +81,7 @@ class Producer:
                     retry=True, retry_policy={"max_retries": 2, "interval_start": 0.1},
                     **options,
                 )  # fmt: skip
-            except (OperationalError, redis.RedisError, OSError):
+            except (OperationalError, *AWAY):
                 return
             pending.told(200)
         self.known.append(task_id)
@@ -134,7 +129,7 @@ class Producer:
         with self._log.call("send", job=task_id, what=what) as pending:
             try:
                 chain(first, following).apply_async()
-            except (OperationalError, redis.RedisError, OSError):
+            except (OperationalError, *AWAY):
                 return
             pending.told(200)
         self.known.append(task_id)
@@ -142,43 +137,29 @@ class Producer:
     def _twice(self) -> None:
         """Deliver one message two times, as a broker may."""
         task_id = self._id()
-        raw = self._message(task_id, json.dumps([[], {"tag": task_id}, {}]).encode())
+        body = json.dumps([[], {"tag": task_id}, {}]).encode()
+        raw = Raw(task_id=task_id, body=body, tag=self._id())
         for _ in range(2):
-            self._push("send", raw, job=task_id, kind="twice")
+            self._push("send", raw, kind="twice")
 
     def _poison(self) -> None:
-        task_id = self._id()
         kind = self._dice.choice(("body", "pickle", "shape"))
-        raw = self._message(
-            task_id,
-            b"{not json" if kind == "body" else b"[1]",
-            content="application/x-python-serialize" if kind == "pickle" else "application/json",
+        raw = Raw(
+            task_id=self._id(),
+            body=b"{not json" if kind == "body" else b"[1]",
+            content_type="application/x-python-serialize" if kind == "pickle" else JSON,
+            tag=self._id(),
         )
-        self._push("poison", raw, job=task_id, kind=kind)
-
-    def _message(self, task_id: str, body: bytes, *, content: str = "application/json") -> str:
-        """Write a message as kombu does."""
-        message = {
-            "body": base64.b64encode(body).decode(),
-            "content-encoding": "utf-8",
-            "content-type": content,
-            "headers": {"id": task_id, "task": "echo"},
-            "properties": {
-                "correlation_id": task_id, "delivery_mode": 2, "priority": 0,
-                "delivery_info": {"exchange": "", "routing_key": self._places.queue},
-                "body_encoding": "base64", "delivery_tag": self._id(),
-            },
-        }  # fmt: skip
-        return json.dumps(message)
+        self._push("poison", raw, kind=kind)
 
     def _nameless(self) -> None:
-        self._push("poison", f"no message at all: {self._id()}", job=None, kind="nameless")
+        self._push("poison", Raw(task_id=None, body=b"", tag=self._id()), kind="nameless")
 
-    def _push(self, op: str, raw: str, *, job: str | None, kind: str) -> None:
-        with self._log.call(op, job=job, what={"kind": kind}) as pending:
+    def _push(self, op: str, raw: Raw, *, kind: str) -> None:
+        with self._log.call(op, job=raw.task_id, what={"kind": kind}) as pending:
             try:
-                self._redis.lpush(self._places.queue, raw)
-            except redis.RedisError:
+                self._broker.push(self._places.queue, raw)
+            except AWAY:
                 return
             pending.told(200)
 
@@ -187,6 +168,20 @@ class Producer:
             "cancel", f"/jobs/{job_id}/cancel", {}, job=job_id, what={},
             pick=lambda found: {"status": found["status"]},
         )  # fmt: skip
+
+
+def _orchestrator(places: Places) -> Celery:
+    """Make an ordinary app, which waits for no broker for long."""
+    app = Celery(broker=places.broker_url, backend=places.backend_url, set_as_current=False)
+    options: dict[str, Any] = {"socket_timeout": 3.0, "socket_connect_timeout": 3.0}
+    if places.broker_url.startswith("amqp"):
+        options = {"confirm_publish": True, "read_timeout": 3.0, "write_timeout": 3.0}
+        app.conf.task_queues = [
+            Queue(name, Exchange(name), routing_key=name, no_declare=True)
+            for name in (places.queue, places.links)
+        ]
+    app.conf.broker_transport_options = options
+    return app
 
 
 class Reader:

@@ -12,11 +12,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-import redis
 import sqlalchemy as sa
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
+from tests.chaos.brokers import broker_at, redis_at
 from tests.chaos.facts import (
     TERMINAL,
     Artifact,
@@ -52,13 +50,6 @@ class Places:
     queue: str
     #: The queue that links are sent to; nobody consumes it.
     links: str
-
-
-def redis_at(url: str) -> redis.Redis:
-    """Connect; nothing is ever sent twice."""
-    return redis.Redis.from_url(
-        url, decode_responses=True, socket_timeout=5.0, retry=Retry(NoBackoff(), 0)
-    )
 
 
 def engine_at(url: str) -> sa.Engine:
@@ -181,20 +172,19 @@ def _celery(places: Places) -> dict[str, Any]:
             raw: Any = client.get(key)
             if raw is not None:
                 results[key.removeprefix(prefix)] = json.loads(raw)
-    with redis_at(places.broker_url) as client:
-        links: Any = client.lrange(places.links, 0, -1)
-    headers = [json.loads(raw)["headers"] for raw in links]
+    headers = broker_at(places.broker_url).headers(places.links)
     sent = [Sent(id=h["id"], parent_id=h.get("parent_id"), task=h["task"]) for h in headers]
     return {"results": results, "sent": sent, "left_in_broker": left_in_broker(places)}
 
 
 def left_in_broker(places: Places) -> int:
     """Count the messages that are not the ledger's yet."""
-    with redis_at(places.broker_url) as client:
-        keys = [places.queue, *client.keys(f"{places.queue}\x06*")]
-        keys += client.keys("drawbridge.inbox:*")
-        counted: Any = [client.llen(key) for key in keys]
-        return sum(counted)
+    return broker_at(places.broker_url).left(places.queue)
+
+
+def prepare(places: Places) -> None:
+    """Have the broker know both queues before anybody sends to one."""
+    broker_at(places.broker_url).declare(places.queue, places.links)
 
 
 def _files(folder: Path) -> dict[str, tuple[str, int]]:

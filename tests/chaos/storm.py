@@ -4,7 +4,7 @@ import os
 import random
 import threading
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from tests.chaos.facts import Facts, Fault, Sample
 from tests.chaos.nemesis import Nemesis
 from tests.chaos.producers import Producer, Reader
 from tests.chaos.reading import facts_of, left_in_broker, pairs, sample
+from tests.chaos.servers import Shape
 from tests.chaos.workers import Mood, Worker
 from tests.chaos.world import World, world_on
 
@@ -41,6 +42,8 @@ class Storm:
     facts: Facts
     recovery_s: float
     drain_s: float
+    #: what faults have done, where that is more than to strike
+    counts: Mapping[str, int]
 
 
 class Sampler:
@@ -136,10 +139,10 @@ class Fleet:
 
 
 def run(
-    database: str, *, seed: int, seconds: float, folder: Path, also: Collection[str] = ()
+    shape: Shape, *, seed: int, seconds: float, folder: Path, also: Collection[str] = ()
 ) -> Storm:
     """Run once; the seed decides what is asked and what goes wrong, not how threads meet."""
-    with world_on(database, folder) as world, _nobody_crashes():
+    with world_on(shape, folder) as world, _nobody_crashes():
         sampler = Sampler(world.engine())
         fleet = Fleet(world, seed=seed)
         nemesis = Nemesis(world, seed=seed, pace_s=FAULT_EVERY_S, also=also)
@@ -166,7 +169,7 @@ def run(
             types=fleet.types, revoked=fleet.revoked, quiet=quiet, read_at=time.time(),
             slack_s=slack_s(), wakes=wakes, rebuilds=[rebuilt],
         )  # fmt: skip
-        return Storm(facts=facts, recovery_s=recovery_s, drain_s=drain_s)
+        return Storm(facts=facts, recovery_s=recovery_s, drain_s=drain_s, counts=dict(world.counts))
 
 
 @contextmanager

@@ -1,10 +1,13 @@
-"""A whole stack to be broken: real servers, `drawbridge up`, a proxy on every wire."""
+"""A whole stack to be broken: `drawbridge up` on real servers, and a second of each process."""
 
 import os
 import signal
+import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from itertools import cycle
 from pathlib import Path
 from typing import Any, Final, Self
@@ -15,93 +18,84 @@ import sqlalchemy as sa
 from broker.stack.programs import answers, command
 from tests.chaos.edge import Edge
 from tests.chaos.promises import Flight, PromiseLog
-from tests.chaos.proxy import Proxy
-from tests.chaos.reading import Places, engine_at
+from tests.chaos.reading import Places, engine_at, prepare
+from tests.chaos.servers import Servers, Shape
+from tests.chaos.skews import Skew
 from tests.processes import Process, until
-from tests.services import Postgres, Valkey, free_port
+from tests.services import free_port
 from tests.stacks import Stack, start_up
 
-#: What the orchestrator was promised must outlive a kill of its broker: that is not ours to keep.
-DURABLE: Final = ("--appendonly", "yes", "--appendfsync", "always")
 QUEUE: Final = "remote"
 LINKS: Final = "local"
 ROLES: Final = ("edge", "bridge", "beat")
 #: A second of these runs beside the stack: nobody's claims, drains and sweeps are their own.
-SECONDS: Final = ("edge2", "bridge2")
+SECONDS: Final = ("edge2", "bridge2", "beat2")
+#: How wrong the clocks of the seconds are in the shape `skewed`; all others are right.
+OFFSETS_S: Final = {"edge2": 30.0, "bridge2": -30.0, "beat2": 45.0}
 HEALED_S: Final = 90.0
 
 
 class World:
     """One stack, its servers and proxies."""
 
-    def __init__(self, database: str, folder: Path) -> None:
-        self.database = database
+    def __init__(self, shape: Shape, folder: Path) -> None:
+        self.shape = shape
         self.folder = folder
         self.flight = Flight()
         self._held = ExitStack()
-        self.broker = self._server(Valkey(*DURABLE))
-        self.backend = self._server(Valkey(*DURABLE))
-        self.reservations = self._server(Valkey())
-        self.postgres = self._server(Postgres()) if database == "postgres" else None
-        self.wires = {
-            name: self._wire(server.port)
-            for name, server in {
-                "broker": self.broker,
-                "backend": self.backend,
-                "reservations": self.reservations,
-                **({"ledger": self.postgres} if self.postgres else {}),
-            }.items()
-        }
+        self.servers = Servers(shape)
+        self._held.callback(self.servers.close)
+        self.wires = self.servers.wires
         self.stack: Stack
-        self.places: Places
+        self._places: Places
         #: Process ids that are stopped by SIGSTOP just now.
         self.frozen: set[int] = set()
+        #: What faults have done, where that is more than to strike.
+        self.counts: Counter[str] = Counter()
+        self.skews: dict[str, Skew] = {}
         self._seconds: dict[str, Process] = {}
+        self._mending: threading.Thread | None = None
         self._edges = cycle(("edge", "edge2"))
-
-    def _server(self, server: Any) -> Any:
-        self._held.callback(server.remove)
-        return server.start()
-
-    def _wire(self, port: int) -> Proxy:
-        proxy = Proxy(port).start()
-        self._held.callback(proxy.stop)
-        return proxy
 
     def start(self) -> Self:
         """Bring the stack up, each of its processes behind the proxies."""
-        addresses = {name: f"redis://127.0.0.1:{wire.port}/0" for name, wire in self.wires.items()}
-        options = [
-            "--no-flower", "--queue", QUEUE, "--broker-url", addresses["broker"],
-            "--result-backend", addresses["backend"],
-            "--reservations-url", addresses["reservations"],
-        ]  # fmt: skip
-        if self.postgres is not None:
-            port = f":{self.wires['ledger'].port}/"
-            url = self.postgres.url().replace(f":{self.postgres.port}/", port)
-            options += ["--database-url", url]
+        options = ["--no-flower", "--queue", QUEUE]
+        for name, address in self.servers.addresses().items():
+            options += [f"--{name}", address]
         data = self.folder / "data"
         self.stack = start_up(self._process, data, *options)
         told = self.stack.told
-        self.wires["edge"] = self._wire(int(told["edgeUrl"].rpartition(":")[2]))
+        self.wires["edge"] = self.servers.wire(int(told["edgeUrl"].rpartition(":")[2]))
         self._second_port = free_port()
-        self.wires["edge2"] = self._wire(self._second_port)
+        self.wires["edge2"] = self.servers.wire(self._second_port)
+        if self.shape.skewed:
+            self.skews = {
+                role: Skew(self.folder / f"{role}.clock", offset_s)
+                for role, offset_s in OFFSETS_S.items()
+            }
         for role in SECONDS:
             self._start_second(role)
         promises = self.folder / "promises"
         promises.mkdir()
-        self.places = Places(
-            database_url=self.postgres.url() if self.postgres else told["databaseUrl"],
-            reservations_url=self.reservations.url,
-            broker_url=self.broker.url,
-            backend_url=self.backend.url,
+        postgres = self.servers.postgres
+        self._places = Places(
+            database_url=postgres.url() if postgres else told["databaseUrl"],
+            reservations_url=self.servers.reservations.url,
+            broker_url=self.servers.broker.url,
+            backend_url=self.servers.backend.url,
             artifacts=data / "artifacts",
             promises=promises,
             queue=QUEUE,
             links=LINKS,
         )
+        prepare(self._places)
         self.heal()
         return self
+
+    @property
+    def places(self) -> Places:
+        """Where everything lies just now: the reservations may have moved."""
+        return replace(self._places, reservations_url=self.servers.reservations.url)
 
     def _process(self, argv: Any, *, name: str = "up", **more: Any) -> Process:
         started = Process(argv, log=self.folder / f"{name}.log", **more)
@@ -124,7 +118,15 @@ class World:
                 "DRAWBRIDGE_RESULT_BACKEND": told["resultBackend"],
             }
             argv = ["bridge", "-n", "second@here"]
-        self._seconds[role] = self._process([command("drawbridge"), *argv], name=role, env=env)
+        elif role == "beat2":
+            env = {"DRAWBRIDGE_BROKER_URL": told["brokerUrl"]}
+            argv = ["beat"]
+        if role in self.skews:
+            env |= self.skews[role].environ()
+        home = self.folder / role
+        home.mkdir(exist_ok=True)
+        argv = [command("drawbridge"), *argv]
+        self._seconds[role] = self._process(argv, name=role, env=env, cwd=home)
 
     def edge_url(self) -> str:
         """Name one of the edges, behind its proxy; the next call names the other."""
@@ -132,7 +134,7 @@ class World:
 
     def log(self, client: str) -> PromiseLog:
         """Open the promise log of a client."""
-        log = PromiseLog(self.places.promises, client, self.flight)
+        log = PromiseLog(self._places.promises, client, self.flight)
         self._held.callback(log.close)
         return log
 
@@ -182,34 +184,36 @@ class World:
             with suppress(ProcessLookupError):
                 os.kill(self.frozen.pop(), signal.SIGCONT)
 
-    def servers(self) -> list[Any]:
-        """List the servers, those that may be down too."""
-        return [
-            server
-            for server in (self.broker, self.backend, self.reservations, self.postgres)
-            if server is not None
-        ]
+    def revive(self) -> None:
+        """Start again who ended by itself, as a supervisor does: at its start it may give up."""
+        for role, process in list(self._seconds.items()):
+            if process.returncode is not None:
+                self.counts[f"{role} gave up"] += 1
+                print(f"{role} gave up: {process.tail(12)}")
+                self._start_second(role)
 
-    def pids_of(self, server: Any) -> list[int]:
-        """List a server's processes, its children first."""
-        children = psutil.Process(server.pid).children(recursive=True)
-        return [child.pid for child in children] + [server.pid]
+    def mend(self, work: Callable[[], object]) -> None:
+        """Do what takes long beside what else goes on."""
+        self._mending = threading.Thread(target=work, daemon=True)
+        self._mending.start()
+
+    def mended(self) -> None:
+        """Wait until that is done."""
+        if self._mending is not None:
+            self._mending.join(HEALED_S)
+            assert not self._mending.is_alive()
 
     def heal(self) -> None:
         """Undo every fault, and wait until all is up again."""
         self.thaw()
-        for server in self.servers():
-            server.start()
-        for wire in self.wires.values():
-            wire.stall(on=False)
-            wire.refuse(on=False)
-            wire.drop_replies(0)
+        self.mended()
+        self.servers.heal()
+        until(self.servers.whole, HEALED_S, what="one primary, and a replica that follows it")
         until(self._answers, HEALED_S, what=lambda: f"up again: {self.stack.process.tail()}")
 
     def _answers(self) -> bool:
         assert self.stack.process.returncode is None, self.stack.process.tail()
-        for role, process in self._seconds.items():
-            assert process.returncode is None, f"{role}: {process.tail()}"
+        self.revive()
         edges = (self.stack.told["edgeUrl"], f"http://127.0.0.1:{self._second_port}")
         ready = all(answers(f"{edge}/readyz") for edge in edges)
         return ready and all(self._lives(role) for role in ROLES)
@@ -222,21 +226,22 @@ class World:
 
     def engine(self) -> sa.Engine:
         """Open the ledger for reading."""
-        engine = engine_at(self.places.database_url)
+        engine = engine_at(self._places.database_url)
         self._held.callback(engine.dispose)
         return engine
 
     def close(self) -> None:
         """End everything."""
         self.thaw()
+        self.mended()
         self._held.close()
 
 
 @contextmanager
-def world_on(database: str, folder: Path) -> Iterator[World]:
+def world_on(shape: Shape, folder: Path) -> Iterator[World]:
     """Start a world, and end it."""
     folder.mkdir(parents=True, exist_ok=True)
-    world = World(database, folder)
+    world = World(shape, folder)
     try:
         yield world.start()
     finally:

@@ -1,11 +1,11 @@
-"""Reservations behind a Sentinel: the master dies, its replica takes over, no promise is broken."""
+"""Reservations that fail over: the primary dies, or does not and there are two."""
 
 import shutil
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-import redis
 
 from broker.clock import Clock
 from broker.errors import ReservationsUnavailable
@@ -17,71 +17,39 @@ from broker.reservations.store import Reservations
 from broker.settings import QueueSettings
 from broker.states import Status
 from broker.upkeep import Upkeep
-from tests.services import Valkey, until, valkey_binary
+from tests.sentinels import AT_ONCE, Pair
+from tests.services import Valkey, until
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow]
-SERVICE = "reservations"
 FAILOVER_S = 60
-
-
-class SentinelServer(Valkey):
-    """One Sentinel, enough to agree with itself."""
-
-    name = "sentinel"
-
-    def __init__(self, master: Valkey) -> None:
-        super().__init__()
-        self.master = master
-
-    def argv(self) -> list[str]:
-        config = self.folder / "sentinel.conf"
-        config.write_text(
-            f"bind 127.0.0.1\nport {self.port}\ndir {self.folder}\n"
-            f"sentinel monitor {SERVICE} 127.0.0.1 {self.master.port} 1\n"
-            f"sentinel down-after-milliseconds {SERVICE} 1000\n"
-            f"sentinel failover-timeout {SERVICE} 5000\n"
-        )
-        return [str(valkey_binary()), str(config), "--sentinel"]
-
-    def answers(self) -> bool:
-        try:
-            with self.client() as client:
-                return bool(client.ping())
-        except redis.exceptions.RedisError:
-            return False
+ROUNDS = 20
 
 
 @pytest.fixture
-def servers(start_valkey: Callable[..., Valkey]) -> Iterator[tuple[Valkey, Valkey, SentinelServer]]:
-    """Give a master, its replica in step, and a Sentinel that knows both."""
-    master = start_valkey()
-    replica = start_valkey("--replicaof", "127.0.0.1", str(master.port))
-    sentinel = SentinelServer(master)
-    sentinel.start()
-
-    def in_step() -> bool:
-        with replica.client() as client, sentinel.client() as asked:
-            linked = client.info("replication").get("master_link_status") == "up"
-            return linked and bool(asked.execute_command("SENTINEL", "REPLICAS", SERVICE))
-
-    until(in_step, FAILOVER_S, "the replica is in step")
-    yield master, replica, sentinel
-    sentinel.remove()
+def pair() -> Iterator[Pair]:
+    """Give a primary, its replica in step, and a Sentinel that knows both."""
+    made = Pair()
+    yield made.start()
+    made.remove()
 
 
 @pytest.fixture
-def queue(
-    servers: tuple[Valkey, Valkey, SentinelServer], migrated_sqlite: Path, tmp_path: Path
-) -> Iterator[JobQueue]:
+def queue(pair: Pair, migrated_sqlite: Path, tmp_path: Path) -> Iterator[JobQueue]:
     ledger = Ledger(
         f"sqlite:///{shutil.copy(migrated_sqlite, tmp_path / 'ledger.db')}", synchronous="NORMAL"
     )
-    url = f"redis-sentinel://127.0.0.1:1,127.0.0.1:{servers[2].port}/{SERVICE}/0"
-    reservations = Reservations.connect(url)
+    reservations = Reservations.connect(pair.url)
     clock = Clock(reservations.clock_ms)
     yield JobQueue(ledger, reservations, clock=clock, settings=QueueSettings())
     reservations.close()
     ledger.close()
+
+
+def _queue(ledger: Ledger, server: Valkey) -> JobQueue:
+    """Give the queue service of a process that is led to this server."""
+    reservations = Reservations.connect(server.url)
+    clock = Clock(reservations.clock_ms)
+    return JobQueue(ledger, reservations, clock=clock, settings=QueueSettings())
 
 
 def claim(queue: JobQueue) -> Job | None:
@@ -90,10 +58,8 @@ def claim(queue: JobQueue) -> Job | None:
     return found[0] if found else None
 
 
-def test_a_failover_keeps_leases_and_order(
-    queue: JobQueue, servers: tuple[Valkey, Valkey, SentinelServer]
-) -> None:
-    master, replica, _ = servers
+def test_a_failover_keeps_leases_and_order(queue: JobQueue, pair: Pair) -> None:
+    master, replica = pair.servers
     made = [
         queue.create(NewJob(task_id=f"t{n}", queue="remote", type="t", created_by="me"))
         for n in range(3)
@@ -127,3 +93,36 @@ def test_a_failover_keeps_leases_and_order(
         made[1].id, made[2].id, None,
     ]  # fmt: skip
     assert queue.complete(held.id, holder, result=1).status is Status.SUCCEEDED
+
+
+def test_two_primaries_never_grant_one_job_twice(
+    start_valkey: Callable[..., Valkey], migrated_sqlite: Path, tmp_path: Path
+) -> None:
+    old = start_valkey()
+    new = start_valkey("--replicaof", "127.0.0.1", str(old.port), *AT_ONCE)
+    ledger = Ledger(
+        f"sqlite:///{shutil.copy(migrated_sqlite, tmp_path / 'ledger.db')}", synchronous="NORMAL"
+    )
+    queues = [_queue(ledger, server) for server in (old, new)]
+    made = {
+        queues[0].create(NewJob(task_id=f"t{n}", queue="remote", type="t", created_by="me")).id
+        for n in range(2 * ROUNDS)
+    }
+    with old.client() as first, new.client() as second:
+        until(lambda: first.wait(1, 100), FAILOVER_S, "the replica has all")
+        second.replicaof("NO", "ONE")
+    granted: list[Job] = []
+    with ThreadPoolExecutor(2) as both:
+        # one half of the edges asks either; both are offered the same jobs in the same order
+        for _ in range(ROUNDS):
+            granted += filter(None, both.map(claim, queues))
+    assert {job.id for job in granted} == made
+    assert [job.fence for job in granted] == [1] * len(made)
+    # whoever is asked for it, the end of a job is one
+    for number, job in enumerate(granted):
+        holder = Holder(worker_id="w1", lease_id=job.lease_id)
+        for queue in (queues[number % 2], queues[1 - number % 2]):
+            assert queue.complete(job.id, holder, result=number).status is Status.SUCCEEDED
+    for queue in queues:
+        queue.reservations.close()
+    ledger.close()

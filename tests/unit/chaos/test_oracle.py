@@ -245,7 +245,7 @@ def test_a_not_now_without_a_moment_is_reported():
 def test_a_run_is_described_by_what_happened():
     flush = Fault(kind="reservations flushed", began_at=12.1, ended_at=12.2, in_flight=True)
     told = describe(add("faults", flush)(HEALTHY))
-    assert told["kept through a flush"] == "100.00 % of 1"
+    assert told["kept through a lost index"] == "100.00 % of 1"
     assert told["recovered from edge in s"] == "p50 0.00, max 0.00 of 1"
     assert told["leases per job"] == 0.5
     assert told["links sent more than once"] == 0
