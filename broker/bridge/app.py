@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -22,13 +24,19 @@ from broker.settings import BridgeSettings
 _BACKEND_RETRY: Final = {"max_retries": 1, "interval_start": 0.1, "interval_max": 0.1}
 #: a publish returns when RabbitMQ has the message: links are marked as sent only then
 _CONFIRMED: Final = {"confirm_publish": True}
+#: job types that every remote worker brings, and no ordinary one
+OWN_TYPES: Final = frozenset({"codex_exec", "command"})
+#: names that one process warns of
+_NAMES_SAID_MAX: Final = 100
+
+logger = logging.getLogger(__name__)
 
 
 def make_app(settings: BridgeSettings) -> Celery:
     """Make a plain app for orchestrators that send by name.
 
-    Links and chains without a queue of their own go where Celery's defaults send them; whoever
-    routes otherwise starts the bridge on the orchestrator's app (``-A``).
+    Links and chains without a queue of their own go where `NamesAlone` says; whoever routes
+    otherwise starts the bridge on the orchestrator's app (``-A``).
 
     Raises:
         ConfigurationError: nobody said where the Celery broker is.
@@ -50,8 +58,47 @@ def make_app(settings: BridgeSettings) -> Celery:
         worker_send_task_events=False,
         redis_socket_timeout=10.0,
         beat_schedule=maintenance.schedule(),
+        task_routes=(NamesAlone(settings.queues[0]),),
     )
     return app
+
+
+class NamesAlone:
+    """Routes links and steps of chains where nobody told the orchestrator's routes.
+
+    Our own types can run nowhere but on a bridged queue. Anything else goes to Celery's default
+    queue, whose ordinary workers destroy what they do not know; so that is said, once a name.
+    """
+
+    def __init__(self, queue: str) -> None:
+        """Send our own types to that queue."""
+        self._queue = queue
+        self._said: set[str] = set()
+
+    def __call__(
+        self,
+        name: str,
+        args: object,  # noqa: ARG002  Celery's signature of a router
+        kwargs: object,  # noqa: ARG002
+        options: Mapping[str, object],
+        task: object = None,  # noqa: ARG002
+        **_: object,
+    ) -> dict[str, str] | None:
+        """Return a route, or None for Celery's own."""
+        told = any(options.get(key) for key in ("queue", "exchange", "routing_key"))
+        if told or name.startswith(("celery.", maintenance.PREFIX)):
+            return None
+        if name in OWN_TYPES:
+            return {"queue": self._queue}
+        if name not in self._said and len(self._said) < _NAMES_SAID_MAX:
+            self._said.add(name)
+            logger.warning(
+                "%r follows a job and names no queue: it goes to Celery's default queue. If that "
+                "is wrong, start the bridge with -A proj.celery, whose task_routes then count, or "
+                "name the queue in the signature: .set(queue=...)",
+                name,
+            )
+        return None
 
 
 def load_app(name: str | None, settings: BridgeSettings) -> Any:

@@ -6,7 +6,7 @@ needs Celery, which an orchestrator has.
 
 from broker.client.errors import EdgeAway, EdgeRefused
 from broker.client.http import Client
-from broker.client.shapes import ENDED, Artifact, Attempt, Event, Job
+from broker.client.shapes import ENDED, Artifact, Attempt, Event, Job, Why
 from broker.client.signatures import Publish, codex_exec
 
 __all__ = [
@@ -19,5 +19,6 @@ __all__ = [
     "Event",
     "Job",
     "Publish",
+    "Why",
     "codex_exec",
 ]

@@ -26,6 +26,7 @@ from broker.client.shapes import (
     RedriveItem,
     RemoteWorker,
     Standing,
+    Why,
     given,
 )
 
@@ -102,6 +103,10 @@ class Client:
     def attempts(self, job_id: str) -> list[Attempt]:
         """List a job's leases, oldest first."""
         return list(self._calls.json("GET", f"/jobs/{_part(job_id)}/attempts")["items"])
+
+    def why(self, job_id: str) -> Why:
+        """Ask what about a job, and for each live worker which rule, keeps it from running."""
+        return cast(Why, self._calls.json("GET", f"/jobs/{_part(job_id)}/why"))
 
     def cancel(self, job_id: str, *, reason: str | None = None) -> Job:
         """Cancel a queued job, or ask a running one's worker to stop; a repeat changes nothing."""

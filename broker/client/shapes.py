@@ -99,6 +99,35 @@ class Attempt(TypedDict):
     errorMessage: str | None
 
 
+class Reason(TypedDict):
+    """Something about a job itself that keeps it from running."""
+
+    code: str
+    message: str
+
+
+class Judged(TypedDict):
+    """A live worker, and the rule that keeps a job from it: ``none`` for an ``eligible`` one."""
+
+    workerId: str
+    lastSeenAt: str | None
+    tokenId: str | None
+    eligible: bool
+    rule: str
+    message: str
+
+
+class Why(TypedDict):
+    """Why a job is not running."""
+
+    jobId: str
+    status: str
+    queue: str
+    nextAttemptAt: str | None
+    reasons: list[Reason]
+    workers: list[Judged]
+
+
 class RedriveItem(TypedDict):
     """What became of one job of a redrive."""
 

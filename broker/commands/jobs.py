@@ -13,7 +13,15 @@ from rich.text import Text
 
 from broker.client import ENDED, Client, Event
 from broker.commands.asking import edge_client, edge_options
-from broker.commands.jobs_shown import detail, event_line, listing, screen, standing, summary
+from broker.commands.jobs_shown import (
+    detail,
+    event_line,
+    listing,
+    reasons,
+    screen,
+    standing,
+    summary,
+)
 from broker.states import Status
 
 #: exit code of `watch` and `submit --watch` for a job that ended otherwise than well
@@ -116,6 +124,15 @@ def show(*, job_id: str, as_json: bool) -> None:
         click.echo(json.dumps({**job, "attempts": attempts, "artifacts": files}))
     else:
         screen().print(detail(job, attempts, files))
+
+
+@jobs.command()
+@click.argument("job_id", metavar="ID")
+@_JSON
+def why(*, job_id: str, as_json: bool) -> None:
+    """Tell what about a job, and for each live worker which rule, keeps it from running."""
+    found = edge_client().why(job_id)
+    click.echo(json.dumps(found) if as_json else "\n".join(reasons(found)))
 
 
 @jobs.command()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 
 from rich.console import Console, Group, RenderableType
 from rich.table import Column, Table
 from rich.text import Text
 
-from broker.client import Artifact, Attempt, Event, Job
+from broker.client import Artifact, Attempt, Event, Job, Why
 
 _STYLES = {"succeeded": "green", "failed": "red", "dead_letter": "red", "running": "cyan"}
 
@@ -87,6 +88,15 @@ def standing(job: Job) -> str:
     return f"running on {plain(job['claimedBy'])}{_progress(job)}; Ctrl-C leaves it alone"
 
 
+def reasons(why: Why) -> list[str]:
+    """Say why a job does not run, a line for each cause."""
+    lines = [plain(one["message"]) for one in why["reasons"]]
+    for one in why["workers"]:
+        may = "may take it" if one["eligible"] else f"may not, by {plain(one['rule'])}"
+        lines.append(f"{plain(one['workerId'])} {may}: {plain(one['message'])}")
+    return [f"The job is {plain(why['status'])}, on queue {plain(why['queue'])}.", *lines]
+
+
 def event_line(event: Event) -> str:
     """Say in one line what was logged."""
     level = "" if event["level"] == "info" else f"{event['level'].upper()}  "
@@ -118,12 +128,17 @@ def _facts(job: Job) -> dict[str, object]:
         "finished": job["finishedAt"],
         "cancel asked": job["cancelRequestedAt"],
         "cancel reason": job["cancelReason"],
-        "payload": job["payload"],
-        "result": job["result"],
+        "payload": _json(job["payload"]),
+        "result": _json(job["result"]),
         "summary": job["resultSummary"],
         "error type": job["errorType"],
         "error": job["errorMessage"],
     }
+
+
+def _json(value: object) -> str | None:
+    """Show a value as it would be sent; nothing where there is none."""
+    return None if value in (None, {}) else json.dumps(value, ensure_ascii=False)
 
 
 def _second(moment: str | None) -> str:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from broker.stack import servers
 
 
 class FolderInUse(Exception):
@@ -48,6 +51,24 @@ class Folder:
         """Return the file of a token, which is good in that database alone."""
         digest = hashlib.sha256(database_url.encode()).hexdigest()[:8]
         return self._made("tokens") / f"{name}-{digest}"
+
+    def ports(self, names: Sequence[str]) -> dict[str, int]:
+        """Choose a port for each name: the one it had here before, unless somebody has that now.
+
+        Whoever wrote an address into a configuration finds the next stack there too.
+        """
+        record = self.path / "ports.json"
+        try:
+            before = json.loads(record.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            before = {}
+        fresh = dict(zip(names, servers.free_ports(len(names)), strict=True))
+        kept = {name: before.get(name) for name in names} if isinstance(before, dict) else {}
+        chosen = fresh | {n: p for n, p in kept.items() if type(p) is int and servers.is_free(p)}
+        if len(set(chosen.values())) < len(names):
+            chosen = fresh  # an old port may be among the new ones
+        record.write_text(json.dumps(chosen), encoding="utf-8")
+        return chosen
 
     def _made(self, name: str) -> Path:
         made = self.path / name

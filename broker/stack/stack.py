@@ -135,7 +135,8 @@ class Stack:
     ) -> tuple[Addresses, dict[str, tuple[int, tuple[str, ...]]]]:
         """Return every address, and the embedded servers that some of them need."""
         wanted = self.options
-        edge, flower, broker, reservations = servers.free_ports(4)
+        ports = self.folder.ports(("edge", "flower", "broker", "reservations"))
+        broker, reservations = ports["broker"], ports["reservations"]
         embedded: dict[str, tuple[int, tuple[str, ...]]] = {}
         if wanted.broker_url is None or wanted.result_backend is None:
             embedded["broker"] = (broker, servers.KEEPS)
@@ -146,8 +147,8 @@ class Stack:
             result_backend=wanted.result_backend or servers.url(broker, 1),
             database_url=wanted.database_url or self.folder.database_url,
             reservations_url=wanted.reservations_url or servers.url(reservations),
-            edge_port=wanted.port or edge,
-            flower_port=flower if wanted.flower else None,
+            edge_port=wanted.port or ports["edge"],
+            flower_port=ports["flower"] if wanted.flower else None,
         )
         return addresses, embedded
 

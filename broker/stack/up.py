@@ -18,13 +18,16 @@ from broker.errors import DrawbridgeError
 from broker.settings import Environment
 from broker.stack.folder import FolderInUse
 from broker.stack.processes import KeepsDying, StartFailed, Stopped
+from broker.stack.programs import command
 from broker.stack.servers import NoServer
 from broker.stack.stack import Options, Stack
 
 
 @click.command()
 @click.option(
-    "--port", type=click.IntRange(1, 65535), help="Port of the edge; default: a free one."
+    "--port",
+    type=click.IntRange(1, 65535),
+    help="Port of the edge; default: the last one, if free.",
 )
 @click.option(
     "--data-dir",
@@ -85,7 +88,9 @@ def _worker_by_default(arguments: tuple[str, ...]) -> int:
         lacks = "codex is not logged in: codex login"
     else:
         return 1
-    click.echo(f"without a worker ({lacks}; `-- --codex PATH` names another)", err=True)
+    click.echo(
+        f"without a worker ({lacks}; `drawbridge up -- --codex PATH` names another)", err=True
+    )
     return 0
 
 
@@ -107,5 +112,10 @@ def report(stack: Stack, *, as_json: bool) -> None:
     click.echo(f"{'operator token':>14}  in {stack.operator_token_file}")
     click.echo(f"{'more tokens':>14}  DRAWBRIDGE_DATABASE_URL={told['databaseUrl']} \\")
     click.echo(f"{'':>14}  DRAWBRIDGE_RESERVATIONS_URL={told['reservationsUrl']} \\")
-    click.echo(f"{'':>14}  drawbridge tokens create --kind worker --worker-id NAME")
+    click.echo(f"{'':>14}  {command('drawbridge')} tokens create --kind worker --worker-id NAME \\")
+    click.echo(f"{'':>14}      --token-file NAME.token")
+    click.echo(
+        f"{'a worker more':>14}  {command('drawbridge-worker')} run --url {told['edgeUrl']} \\"
+    )
+    click.echo(f"{'':>14}      --token-file NAME.token --worker-id NAME")
     click.echo("ready; Ctrl-C stops it")

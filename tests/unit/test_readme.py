@@ -8,11 +8,13 @@ from broker.settings import NAMES
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_the_life_of_a_job_names_twelve_files_that_exist():
+def test_the_life_of_a_job_is_twelve_steps_through_files_that_exist():
     text = (ROOT / "README.md").read_text()
     life = text.partition("## The life of a job\n")[2].partition("\n## ")[0]
-    named = re.findall(r"^\d+\. `([^`]+)`: ", life, flags=re.MULTILINE)
-    assert len(named) == len(set(named)) == 12
+    steps = re.findall(r"^\d+\. ((?:`[^`]+`(?:, )?)+): ", life, flags=re.MULTILINE)
+    named = [name for step in steps for name in re.findall(r"`([^`]+)`", step)]
+    assert len(steps) == 12
+    assert len(named) == len(set(named))
     assert [name for name in named if not (ROOT / name).is_file()] == []
 
 

@@ -115,6 +115,9 @@ BUSY = answers("503 Busy", b'{"detail": {"code": "unavailable", "message": "x"}}
         ("RemoteWorker", shapes.RemoteWorker),
         ("HeldJob", shapes.HeldJob),
         ("Standing", shapes.Standing),
+        ("Why", shapes.Why),
+        ("Reason", shapes.Reason),
+        ("Excluded", shapes.Judged),
     ],
 )
 def test_shapes_have_the_keys_of_the_api(name: str, shape: type):
@@ -305,6 +308,25 @@ def test_jobs_from_the_command_line(run: Run, worker: Caller, tmp_path: Path):
     # nothing is left to cancel or to bring back
     assert run("cancel", job_id).exit_code == 1
     assert run("redrive", job_id).output == f"{job_id}  not_dead\n"
+
+
+def test_why_a_job_waits_is_told_by_worker_and_rule(run: Run, edge: Edge, user: Caller):
+    job_id = run("submit", "square", "--set", "n=2").output.strip()
+    assert "no worker was seen" in run("why", job_id).output
+    assert '{"n": 2}' in run("show", job_id).output
+    edge.worker("other", types=("circle",)).post("/jobs/claim", {"workerId": "other"})
+    edge.worker("fits").post("/workers/hello", {"workerId": "fits", "types": ["square"]})
+    first, *workers = run("why", job_id).output.splitlines()
+    assert first == "The job is queued, on queue remote."
+    assert [one.partition(":")[0] for one in sorted(workers)] == [
+        "fits may take it", "other may not, by allowedJobTypes",
+    ]  # fmt: skip
+    said = json.loads(run("why", job_id, "--json").output)
+    assert {one["workerId"]: one["eligible"] for one in said["workers"]} == {
+        "fits": True, "other": False,
+    }  # fmt: skip
+    user.post(f"/jobs/{job_id}/cancel")
+    assert run("why", job_id).output.startswith("The job is cancelled")
 
 
 def test_on_a_terminal_it_is_said_how_far_a_watched_job_is(run: Run, user: Caller, worker: Caller):
