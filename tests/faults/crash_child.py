@@ -20,7 +20,7 @@ from broker.ledger.engine import Ledger
 from broker.policy import Policy
 from broker.queue import JobQueue
 from broker.records import ClaimRequest, Holder, NewEvent, NewJob, Rejection
-from broker.reservations import store
+from broker.reservations import generations
 from broker.reservations.store import Reservations
 from broker.settings import QueueSettings
 from broker.upkeep import Upkeep
@@ -86,8 +86,8 @@ def run(order: dict[str, Any]) -> None:
         reservations.client, now_ms=lambda: int(clock.now().timestamp() * 1000)
     )
     queue = JobQueue(Ledger(order["database"]), reservations, clock=clock, settings=QueueSettings())
-    # who comes after a builder that died need not wait for as long as in earnest
-    store.BUILDING_MS = 300  # type: ignore[misc]
+    # what a builder that died still holds is looked at, however slow this machine is
+    generations.BUILDING_MS = 600_000  # type: ignore[misc]
     if order["point"].startswith("broker.ledger."):
         # what is one statement has no steps in between
         at_once.can = lambda _ledger: False

@@ -24,6 +24,7 @@ from broker.ledger.engine import Ledger
 from broker.ledger.outbox import outbox
 from broker.queue import JobQueue
 from broker.records import Holder, Job, NewJob
+from broker.reservations.keys import QueueKeys
 from broker.reservations.store import Reservations
 from broker.settings import QueueSettings
 from broker.states import LIVE, Index, Status
@@ -31,7 +32,6 @@ from broker.upkeep import Upkeep
 from tests.contract.conftest import SetClock
 from tests.contract.test_claims import index_of
 from tests.contract.test_queue import claim, holder
-from tests.processes import until
 
 pytestmark = pytest.mark.faults
 
@@ -439,15 +439,14 @@ def test_a_rebuild_that_dies_is_done_again(world: World, dies: Dies, point: str)
     world.queue.reservations.client.flushall()
     dies("reconcile", point)
     if "publish after" not in point:
-        assert world.queue.reservations.generation("remote") is None, "nobody reads half an index"
-
-        def rebuilt() -> bool:
-            try:
-                return world.upkeep.reconcile()["rebuilt"] == 1
-            except errors.Unavailable:
-                return False
-
-        until(rebuilt, 10, "another one rebuilds")
+        reservations = world.queue.reservations
+        assert reservations.generation("remote") is None, "nobody reads half an index"
+        assert not world.queue.index.rebuild("remote"), "the dead one's duty is not over"
+        # nor is it for ever, and nobody waits for its end here
+        building = QueueKeys("remote").building
+        assert reservations.client.pttl(building) > 0
+        reservations.client.delete(building)
+        assert world.upkeep.reconcile()["rebuilt"] == 1
     world.heal()
     world.check(running, waiting)
     world.queue.heartbeat(running.id, holder(running), lease_seconds=60)
