@@ -30,7 +30,8 @@ up: $(VENV)/.made ## The whole stack on this machine until Ctrl-C (ARGS="--worke
 .PHONY: test
 test: $(VENV)/.made codex ## Every test, against real servers; says what it had to skip
 	@# A file is one process's: its servers are shared. Most tests wait more than they compute.
-	@$(BIN)/pytest tests -n 2 --dist loadfile $(ARGS)
+	@# The order is that of tests/order.py; loadfile's own begins with the many short ones.
+	@$(BIN)/pytest tests -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 .PHONY: check
 check: lint safe ## The gate before every commit: format, lint, types, imports, safety, fast tests

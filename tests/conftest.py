@@ -14,6 +14,7 @@ import redis
 from broker.ledger import migrate
 from deploy.demo import install_codex
 from tests.clusters import Cluster
+from tests.order import longest_first
 from tests.processes import FOREIGN
 from tests.services import AT_HOME, Postgres, Process, Valkey, missing
 
@@ -24,6 +25,13 @@ def pytest_configure() -> None:
     """Forget the settings of whoever runs the tests."""
     for name in [name for name in os.environ if name.startswith(FOREIGN)]:
         del os.environ[name]
+
+
+# last: pytest-randomly draws the rest of the order
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let what takes longest begin first."""
+    longest_first(items)
 
 
 @pytest.fixture(scope="session")
