@@ -1,19 +1,26 @@
-"""PostgreSQL by its driver alone: statements written once, sent together, read as plain rows.
+"""PostgreSQL by libpq alone: statements written once, sent together, read as plain rows.
 
-What SQLAlchemy does for each run of a statement, and each way to the server and back, cost more
-than the statements of a claim. It still writes their text and knows how values lie in columns.
+What SQLAlchemy and psycopg's cursors do for each run of a statement cost several times what its
+way to the server does. SQLAlchemy still writes its text and knows how values lie in columns,
+psycopg still how they are written on the wire; the connection is theirs, and idle in between.
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
-from collections.abc import Mapping, Sequence
+import select
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple, cast
 
 import psycopg
 import sqlalchemy as sa
+from psycopg import abc, pq
+from psycopg.adapt import PyFormat, Transformer
 
 Row = tuple[Any, ...]
+#: names of the statements that a connection knows
+Known = set[bytes]
 
 #: PostgreSQL's number of the type that a Float is
 _DOUBLE: Final = 701
@@ -21,32 +28,39 @@ _BIND: Final = re.compile(r"%\((\w+)\)s|%%")
 
 
 class Prepared:
-    """A statement as the driver takes it, and how its values are written and read."""
+    """A statement as the server takes it, and how its values are written and read."""
 
     def __init__(self, statement: Any, dialect: sa.Dialect, returns: Sequence[Any]) -> None:
         """Write ``statement``, whose rows are of the columns that it ``returns``."""
         compiled = statement.compile(dialect=dialect)
         numbers: dict[str, int] = {}
         self.text = _BIND.sub(lambda found: _numbered(found[1], numbers), compiled.string)
+        self.name = b"drawbridge_" + hashlib.sha256(self.text.encode()).hexdigest()[:32].encode()
         self._binds = [
             (name, compiled.params[name], _writer(compiled.binds[name].type, dialect))
             for name in numbers
         ]
+        self._formats = [PyFormat.TEXT] * len(numbers)
         readers = [_reader(column.type, dialect) for column in returns]
         self._readers = [(at, read) for at, read in enumerate(readers) if read is not None]
 
-    def values(self, given: Mapping[str, Any]) -> list[Any]:
-        """Return the values of one run, in the order in which the text names them."""
-        return [
+    def write(self, given: Mapping[str, Any], adapt: abc.Transformer) -> Sequence[Any]:
+        """Return the values of one run on the wire, in the order in which the text names them."""
+        values = [
             given.get(name, fixed) if write is None else write(given.get(name, fixed))
             for name, fixed, write in self._binds
         ]
+        return adapt.dump_sequence(values, self._formats)
 
-    def read(self, row: Row) -> Row:
-        """Return a row as Python values."""
-        values = list(row)
+    def read(self, result: pq.abc.PGresult, adapt: abc.Transformer) -> list[Row]:
+        """Return the rows of a result as Python values."""
+        adapt.set_pgresult(result)
+        return [self._read(row) for row in adapt.load_rows(0, result.ntuples, list)]
+
+    def _read(self, values: list[Any]) -> Row:
         for at, read in self._readers:
-            values[at] = read(values[at])
+            if (value := values[at]) is not None:
+                values[at] = read(value)
         return tuple(values)
 
 
@@ -57,26 +71,81 @@ class Call(NamedTuple):
     given: Mapping[str, Any]
 
 
-def run(connection: psycopg.Connection[Any], calls: Sequence[Call]) -> list[list[Row]]:
+def run(
+    connection: psycopg.Connection[Any], known: Known, calls: Sequence[Call]
+) -> list[list[Row]]:
     """Run statements as one transaction, in one way there and back; all that each returns.
 
-    The connection commits by itself: several in a pipeline are one transaction up to its end.
+    ``known`` belongs to the connection, which is in no transaction: the server makes one of what
+    is sent at once.
     """
-    cursors: list[psycopg.RawCursor[Row]] = [psycopg.RawCursor(connection) for _ in calls]
-    if len(calls) == 1:
-        _execute(cursors[0], calls[0])
-    else:
-        with connection.pipeline():
-            for cursor, call in zip(cursors, calls, strict=True):
-                _execute(cursor, call)
-    return [
-        [call.statement.read(row) for row in cursor.fetchall()]
-        for cursor, call in zip(cursors, calls, strict=True)
-    ]
+    try:
+        return _run(connection, known, calls)
+    except psycopg.errors.InvalidSqlStatementName:
+        # After some rollbacks psycopg lets a server forget all statements, ours among them.
+        known.clear()
+        return _run(connection, known, calls)
 
 
-def _execute(cursor: psycopg.RawCursor[Row], call: Call) -> None:
-    cursor.execute(call.statement.text.encode(), call.statement.values(call.given))
+def _run(
+    connection: psycopg.Connection[Any], known: Known, calls: Sequence[Call]
+) -> list[list[Row]]:
+    server, adapt = connection.pgconn, Transformer(connection)
+    for statement, _ in calls:
+        if statement.name not in known:
+            _checked(server.prepare(statement.name, statement.text.encode()))
+            known.add(statement.name)
+    sent = [(call.statement.name, call.statement.write(call.given, adapt)) for call in calls]
+    results = [server.exec_prepared(*sent[0])] if len(sent) == 1 else _at_once(server, sent)
+    # of several that which failed comes first; those behind it were not tried
+    for result in results:
+        _checked(result)
+    return [call.statement.read(result, adapt) for call, result in zip(calls, results, strict=True)]
+
+
+def _at_once(
+    server: pq.abc.PGconn, sent: Sequence[tuple[bytes, Sequence[Any]]]
+) -> list[pq.abc.PGresult]:
+    """Run statements in a pipeline, which is one transaction; the result of each."""
+    try:
+        server.enter_pipeline_mode()
+        for name, values in sent:
+            server.send_query_prepared(name, values)
+        server.pipeline_sync()
+        results = list(_results(server))
+        server.exit_pipeline_mode()
+    except BaseException:
+        # Nobody knows what is still to come; whoever is next gets another connection.
+        server.finish()
+        raise
+    return results
+
+
+def _results(server: pq.abc.PGconn) -> Iterator[pq.abc.PGresult]:
+    """Yield what the statements of a pipeline return, until all of them have."""
+    poll = select.poll()
+    poll.register(server.socket, select.POLLIN | select.POLLOUT)
+    while server.flush():
+        poll.poll()
+        server.consume_input()
+    poll.modify(server.socket, select.POLLIN)
+    while True:
+        while server.is_busy():
+            poll.poll()
+            server.consume_input()
+        result = server.get_result()
+        if result is None:  # the end of one of them
+            if server.status != pq.ConnStatus.OK:
+                raise psycopg.OperationalError("the connection is lost")
+        elif result.status == pq.ExecStatus.PIPELINE_SYNC:
+            return
+        else:
+            yield result
+
+
+def _checked(result: pq.abc.PGresult) -> None:
+    if result.status not in {pq.ExecStatus.TUPLES_OK, pq.ExecStatus.COMMAND_OK}:
+        raise psycopg.errors.error_from_result(result)
 
 
 def _numbered(name: str | None, numbers: dict[str, int]) -> str:
@@ -84,7 +153,18 @@ def _numbered(name: str | None, numbers: dict[str, int]) -> str:
 
 
 def _writer(kind: sa.types.TypeEngine[Any], dialect: sa.Dialect) -> Any:
+    if isinstance(kind, sa.ARRAY):
+        return _array
     return cast(Any, kind.dialect_impl(dialect)).bind_processor(dialect)
+
+
+def _array(values: Sequence[str | None]) -> str:
+    """Write an array of texts."""
+    return "{" + ",".join("NULL" if one is None else _quoted(one) for one in values) + "}"
+
+
+def _quoted(text: str) -> str:
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 def _reader(kind: sa.types.TypeEngine[Any], dialect: sa.Dialect) -> Any:

@@ -7,7 +7,7 @@ import sqlite3
 import threading
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, Final, Literal, cast
 
@@ -41,6 +41,9 @@ _PRIMARY_CODE: Final = 0xFF
 #: a standby's "cannot write" and "cannot begin a transaction that may"
 _POSTGRES_READ_ONLY: Final = frozenset({"25006", "0A000"})
 _POSTGRES_NO_TABLE: Final = "42P01"
+
+#: where a connection's prepared statements are remembered
+_KNOWN: Final = "ledger_known"
 
 Dialect = Literal["sqlite", "postgresql"]
 
@@ -86,7 +89,6 @@ class Ledger:
         else:
             self.dialect = "postgresql"
             self.engine = pools.postgresql(parsed)
-            self._by_itself = self.engine.execution_options(isolation_level="AUTOCOMMIT")
         self._here = threading.local()
         # SQLite's writers wait by sleeping ever longer; those of one process can queue up instead.
         self._writers = Turns()
@@ -131,10 +133,10 @@ class Ledger:
         Raises:
             LedgerUnavailable: as ``write`` does.
         """
-        with self._open(writes=True), self._by_itself.connect() as connection:
-            held = cast(psycopg.Connection[Any], connection.connection.driver_connection)
+        with self._open(writes=True), closing(self.engine.raw_connection()) as connection:
+            held = cast(psycopg.Connection[Any], connection.driver_connection)
             try:
-                return driver.run(held, calls)
+                return driver.run(held, connection.info.setdefault(_KNOWN, set()), calls)
             except psycopg.Error as error:
                 if gone := held.broken:
                     connection.invalidate(error)
