@@ -86,7 +86,7 @@ def reject(message: Message, headers: Mapping[str, Json], reason: str) -> Reject
     """Make a rejection under the message's own id when that is usable."""
     task_id = headers.get("id")
     if not usable_name(task_id):
-        task_id = derived_id(message.queue, repr(sorted(headers)), message.body)
+        task_id = derived_id(message.queue, repr(sorted(headers.items(), key=repr)), message.body)
     kind = headers.get("task")
     return Rejection(
         task_id=str(task_id),
@@ -145,12 +145,22 @@ def _checked_embed(embed: Json) -> dict[str, Json]:
     for name in ("callbacks", "errbacks", "chain"):
         signatures = embed.get(name)
         if signatures is not None and not (
-            isinstance(signatures, list) and all(isinstance(one, dict) for one in signatures)
+            isinstance(signatures, list) and all(map(_is_signature, signatures))
         ):
             raise Unfit(f"{name} is not a list of signatures")
-    if not isinstance(embed.get("chord"), (dict, type(None))):
+    if embed.get("chord") not in (None, {}) and not _is_signature(embed["chord"]):
         raise Unfit("chord is not a signature")
     return embed
+
+
+def _is_signature(value: Json) -> bool:
+    """Tell whether Celery could send it; what it cannot is known before the work, not after."""
+    return (
+        isinstance(value, dict)
+        and usable_name(value.get("task"))
+        and isinstance(value.get("args", []), list)
+        and all(isinstance(value.get(name, {}), dict) for name in ("kwargs", "options"))
+    )
 
 
 def _job(

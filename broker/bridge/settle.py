@@ -26,6 +26,9 @@ REPEATABLE: Final = frozenset({"state", "store", "event"})
 #: kinds that talk to the result backend; the others to the Celery broker
 BACKEND_KINDS: Final = frozenset({"state", "store", "chord"})
 
+#: what a task has of its message's body; a header of that name is somebody else's
+_OF_BODY: Final = frozenset({"callbacks", "errbacks", "chain", "chord"})
+
 #: a Celery message as kept with its job
 Envelope = Mapping[str, Any]
 
@@ -109,7 +112,7 @@ class Settler:
     def _context(self, job: Job, envelope: Envelope, data: Mapping[str, Any]) -> Context:
         properties = envelope.get("properties") or {}
         fields = {
-            **(envelope.get("headers") or {}),
+            **_plain(envelope.get("headers") or {}),
             "id": job.task_id,
             "task": job.type,
             "args": envelope.get("args") or [],
@@ -182,7 +185,7 @@ class Settler:
         else:
             children += single
         if told.context.chain:
-            following = told.context.chain[-1].get("options", {}).get("task_id")
+            following = (told.context.chain[-1].get("options") or {}).get("task_id")
             children += [result(following)] if following else []
         return children
 
@@ -228,6 +231,18 @@ class Settler:
         told.backend._call_task_errbacks(  # noqa: SLF001  as mark_as_failure does
             told.context, failure(error), error.get("traceback")
         )
+
+
+def _plain(headers: Mapping[str, Json]) -> dict[str, Json]:
+    """Leave out what Celery would take for something of its own: nobody could be told then."""
+    plain = {
+        name: value
+        for name, value in headers.items()
+        if name not in _OF_BODY and not name.startswith("_")
+    }
+    if not isinstance(plain.get("stamps"), (dict, type(None))):
+        del plain["stamps"]
+    return plain
 
 
 def _link_id(job: Job, link: Mapping[str, Any], index: int) -> str:

@@ -327,6 +327,11 @@ def test_an_embed_is_a_canvas_or_a_rejection(embed: Any):
         ({"body": b'[[], {}, {"callbacks": {}}]'}, "callbacks"),
         ({"body": b'[[], {}, {"chain": ["x"]}]'}, "chain"),
         ({"body": b'[[], {}, {"chord": []}]'}, "chord"),
+        ({"body": b'[[], {}, {"callbacks": [{}]}]'}, "callbacks"),
+        ({"body": b'[[], {}, {"callbacks": [{"task": "t", "options": null}]}]'}, "callbacks"),
+        ({"body": b'[[], {}, {"errbacks": [{"task": "t", "options": ["a"]}]}]'}, "errbacks"),
+        ({"body": b'[[], {}, {"chain": [{"task": "t", "args": {}}]}]'}, "chain"),
+        ({"body": b'[[], {}, {"chord": {"task": 5}}]'}, "chord"),
         ({"headers": {"id": None}}, "id"),
         ({"headers": {"id": "a\0b"}}, "id"),
         ({"headers": {"id": "\ud800"}}, "id"),
@@ -341,6 +346,11 @@ def test_an_embed_is_a_canvas_or_a_rejection(embed: Any):
 )
 def test_poison_is_rejected_with_its_reason(outer: dict[str, Any], why: str):
     assert why in reason_of(sent(**outer))
+
+
+def test_rejections_without_a_usable_id_are_told_apart_by_all_they_say():
+    ids = [read(sent(headers={"id": 300 * "x" + one})).task_id for one in "aab"]
+    assert ids[0] == ids[1] != ids[2]
 
 
 def test_a_rejection_keeps_a_usable_id_and_what_hangs_on_it():

@@ -89,6 +89,15 @@ def test_a_job_made_over_http_has_a_result_like_any_other(told: Told, make_job: 
     assert told.meta(make_job().id)["result"] == "done"
 
 
+@pytest.mark.parametrize("name", ["callbacks", "errbacks", "chain", "chord", "stamps", "_children"])
+def test_a_stranger_among_the_headers_keeps_no_result_back(
+    told: Told, make_job: Callable[..., Job], name: str
+):
+    job = make_job(result=1)
+    told.tell(job, "store", SUCCESS, headers={name: ["odd"]})
+    assert told.meta(job.id)["status"] == states.SUCCESS
+
+
 @pytest.mark.parametrize("value", [False, 0, "", [], {}])
 def test_a_false_result_is_a_result(told: Told, make_job: Callable[..., Job], value: Any):
     told.tell(make_job(result=value, result_summary="no"), "store", SUCCESS)
