@@ -239,13 +239,23 @@ class ArtifactStore:
 
     def _make(self, *folders: Path) -> None:
         # One by one: what mkdir makes on the way to another folder is open to everyone.
-        for folder in (self._folder, *folders):
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for folder in folders:
+            folder.mkdir(mode=0o700 | self._shared, parents=True, exist_ok=True)
+
+    @property
+    def _shared(self) -> int:
+        """What the group may: edge and bridge are two users of one folder, and prune removes files.
+
+        Nothing, unless the folder was given to a group by whoever made it.
+        """
+        return self._folder.stat().st_mode & 0o070
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
         """Keep the look at a file's age and its removal together, against other processes too."""
-        number = os.open(self._folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        how = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+        number = os.open(self._folder / "lock", how, 0o600 | self._shared & 0o060)
         try:
             fcntl.flock(number, fcntl.LOCK_EX)
             yield

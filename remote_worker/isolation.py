@@ -102,6 +102,13 @@ def _counter(settings: Settings) -> str | None:
     return shutil.which("prlimit", path=settings.path) if known else None
 
 
+def hides(settings: Settings, path: Path) -> bool:
+    """Say whether a job would not see what lies there, because it is the daemon's own directory."""
+    kind, _ = _found(settings.isolation, settings.path, settings.run_as)
+    work, path = settings.work_dir.resolve(), path.resolve()
+    return kind is not Kind.NONE and work in (path, *path.parents)
+
+
 def refuses_tasks(settings: Settings) -> bool:
     """Say whether the kernel itself refuses a job's child tasks beyond its limit."""
     if is_root() and settings.run_as is None:

@@ -106,7 +106,12 @@ def _codex(settings: Settings) -> str:
 
 
 def _codex_login(settings: Settings) -> str:
-    """See that Codex is logged in, with the CODEX_HOME the jobs will have."""
+    """See that Codex is logged in, with the CODEX_HOME the jobs will have, and see."""
+    if isolation.hides(settings, settings.codex_home):
+        raise Closed(
+            f"CODEX_HOME={settings.codex_home} lies in --work-dir, which no job sees",
+            way_out=f"--work-dir {settings.work_dir / 'work'}, or another --codex-home",
+        )
     with _codex_environment(settings) as environment:
         try:
             text = output(codex.login_status_argv(settings), environment, settings.run_as)

@@ -152,6 +152,26 @@ def test_a_unit_is_what_systemd_reads(unit: Path, tmp_path: Path) -> None:
     assert {word for word in words if word.startswith("--")} <= options_of(words)
 
 
+def test_two_users_share_stored_files_by_their_group_alone() -> None:
+    units = {unit.stem.removeprefix("drawbridge-"): _said(unit) for unit in UNITS}
+    # systemd gives a StateDirectory, and all in it, to the user of whichever unit starts
+    owners = [(one.get("StateDirectory"), one["User"]) for one in units.values()]
+    folders = [folder for folder, _ in owners if folder]
+    assert len(folders) == len(set(folders))
+    for name in ("edge", "bridge"):
+        one = units[name]
+        assert one["Environment"] == f"DRAWBRIDGE_DATA_DIR={one['ReadWritePaths']}"
+        assert one["SupplementaryGroups"] == "drawbridge"
+        assert one["UMask"] == "0007"
+    # the daemon's own directory is hidden from jobs, and Codex's login must not lie in it
+    assert "--work-dir ${STATE_DIRECTORY}/work " in units["worker"]["ExecStart"]
+
+
+def _said(unit: Path) -> dict[str, str]:
+    lines = [line.partition("=") for line in unit.read_text().splitlines() if line[:1].isalpha()]
+    return {name: value for name, _, value in lines}
+
+
 def test_there_is_a_unit_for_each_process() -> None:
     names = [unit.stem.removeprefix("drawbridge-") for unit in UNITS]
     assert names == ["beat", "bridge", "edge", "worker"]

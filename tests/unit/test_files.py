@@ -80,6 +80,21 @@ def test_the_store_is_for_its_owners_eyes(store: ArtifactStore, folder: Path):
     assert {stat.S_IMODE(one.stat().st_mode) for one in parents} == {0o700}
 
 
+def test_a_folder_that_was_given_to_a_group_is_the_groups_all_through(tmp_path: Path):
+    folder = tmp_path / "given"
+    folder.mkdir()
+    folder.chmod(0o2770)
+    before = os.umask(0o007)
+    try:
+        stored = put(ArtifactStore(folder), b"x")
+    finally:
+        os.umask(before)
+    # who is in the group may remove files, and see that nobody receives them meanwhile
+    parents = [folder, folder / "tmp", folder / "sha256", (folder / stored.storage_path).parent]
+    assert {stat.S_IMODE(one.stat().st_mode) for one in parents} == {0o2770}
+    assert stat.S_IMODE((folder / "lock").stat().st_mode) == 0o660
+
+
 def test_the_same_bytes_again_are_the_same_file(store: ArtifactStore, folder: Path):
     assert put(store, BYTES) == put(store, BYTES)
     assert len(found(folder)) == 1

@@ -4,10 +4,12 @@ import json
 import os
 import platform
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from remote_worker import isolation
 from remote_worker.gates import Gate, Passed
 from remote_worker.preflight import GIT_MIN, check
 from remote_worker.settings import Settings
@@ -146,6 +148,23 @@ def test_a_program_that_is_not_there(
     assert "not there" in gate(passed, closed).detail
     assert f"--{name}" in gate(passed, closed).way_out
     assert "codex login" not in [g.name for g in passed.gates]
+
+
+@pytest.mark.parametrize("kind, ok", [("none", True), ("auto", False)])
+def test_a_login_that_jobs_could_not_see_is_none(
+    settings: Settings, wire: Wire, monkeypatch: pytest.MonkeyPatch, kind: str, ok: bool
+) -> None:
+    monkeypatch.setattr(isolation, "_hides", lambda *_: True)
+    isolation._found.cache_clear()
+    home = settings.work_dir / "codex"
+    home.mkdir(parents=True)
+    try:
+        found = gate(check(replace(settings, codex_home=home, isolation=kind), wire), "codex login")
+    finally:
+        isolation._found.cache_clear()
+    assert found.ok is ok
+    if not ok:
+        assert f"--work-dir {settings.work_dir / 'work'}" in found.way_out
 
 
 def test_codex_is_not_asked_for_where_no_job_needs_it(
