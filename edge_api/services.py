@@ -55,7 +55,7 @@ class Services:
         stores = settings.stores
         ledger = Ledger(stores.database_url, synchronous=stores.sqlite_synchronous)
         reservations = Reservations.connect(stores.reservations_url)
-        clock = Clock(reservations.clock_ms)
+        clock = Clock(reservations.clock_ms, else_ms=ledger.clock_ms)
         queue = JobQueue(ledger, reservations, clock=clock, settings=settings.queue)
         presence = Presence(queue.seen)
         return cls(

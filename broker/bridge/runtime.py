@@ -93,7 +93,7 @@ class Bridge:
         stores = settings.stores
         self.ledger = Ledger(stores.database_url, synchronous=stores.sqlite_synchronous)
         self.reservations = Reservations.connect(stores.reservations_url)
-        self.clock = Clock(self.reservations.clock_ms)
+        self.clock = Clock(self.reservations.clock_ms, else_ms=self.ledger.clock_ms)
         self.queue = JobQueue(
             self.ledger, self.reservations, clock=self.clock, settings=settings.queue
         )

@@ -83,7 +83,7 @@ def _redrive(asked: Redrive) -> Redriven:
     reservations = Reservations.connect(settings.reservations_url)
     try:
         with opened(settings) as ledger:
-            clock = Clock(reservations.clock_ms)
+            clock = Clock(reservations.clock_ms, else_ms=ledger.clock_ms)
             queue = JobQueue(ledger, reservations, clock=clock, settings=QueueSettings())
             return queue.redrive(asked)
     finally:

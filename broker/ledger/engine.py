@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
+import time
 import weakref
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final, Literal, cast
 
@@ -144,6 +146,25 @@ class Ledger:
                     None, None, error, psycopg.Error, connection_invalidated=gone,
                     dialect=self.engine.dialect,
                 ) from error  # fmt: skip
+
+    def clock_ms(self) -> float:
+        """Return the server's clock as epoch milliseconds; SQLite has this machine's.
+
+        May be asked in the midst of a transaction.
+
+        Raises:
+            LedgerUnavailable: the database is away.
+        """
+        if self.dialect == "sqlite":
+            return time.time() * 1000
+        try:
+            with self.engine.connect() as connection:
+                found: datetime = connection.execute(
+                    sa.select(sa.func.clock_timestamp())
+                ).scalar_one()
+        except (sa.exc.DBAPIError, sa.exc.TimeoutError) as error:
+            raise LedgerUnavailable from error
+        return found.timestamp() * 1000
 
     def close(self) -> None:
         """Close what the pool holds; a closed ledger opens again when it is used."""

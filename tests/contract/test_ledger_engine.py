@@ -6,6 +6,7 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,6 +18,7 @@ from broker.errors import ConfigurationError, LedgerUnavailable
 from broker.ledger.engine import Ledger, parse_url
 from broker.ledger.migrate import upgrade
 from broker.ledger.models import BridgeStateRow, JobRow
+from tests.services import free_port
 
 PROCESSES = 4
 UPDATES = 50
@@ -370,3 +372,18 @@ def test_threads_that_wait_to_write_are_served_in_turn(sqlite: Ledger):
     for thread in threads:
         thread.join()
     assert order == list(range(8))
+
+
+def test_its_clock_is_read_in_the_midst_of_a_transaction(ledger: Ledger):
+    before = time.time() * 1000
+    with ledger.write():
+        found = ledger.clock_ms()
+    # both clocks are this machine's
+    assert before - 50 <= found <= time.time() * 1000 + 50
+
+
+def test_the_clock_of_a_server_that_is_away_is_not_known():
+    ledger = Ledger(f"postgresql://drawbridge@127.0.0.1:{free_port()}/none")
+    with pytest.raises(LedgerUnavailable):
+        ledger.clock_ms()
+    ledger.close()

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from broker.clock import RESYNC_S, RETRY_S, Clock, from_ms, to_ms
-from broker.errors import ReservationsUnavailable
+from broker.errors import LedgerUnavailable, ReservationsUnavailable
 
 #: a wall clock that is an hour fast
 HERE = 1_700_003_600.0
@@ -124,23 +124,81 @@ def test_our_own_clock_may_jump():
     assert clock.now() - before == timedelta(seconds=1)
 
 
-def test_whoever_comes_while_another_asks_does_not_wait():
+def test_a_process_that_never_reached_the_server_goes_by_the_ledger():
     world = World()
-    asking, answer = threading.Event(), threading.Event()
+    world.away = True
+    asked: list[float] = []
 
-    def slow() -> float:
-        asking.set()
-        assert answer.wait(10)
-        return world.server_ms()
+    def ledger_ms() -> float:
+        asked.append(world.elapsed)
+        if len(asked) == 1:
+            raise LedgerUnavailable
+        return world.server_ms() + 250
 
-    clock = Clock(slow, wall=world.wall, monotonic=world.monotonic)
+    clock = Clock(world.read_ms, else_ms=ledger_ms, wall=world.wall, monotonic=world.monotonic)
+    assert clock.now() == datetime.fromtimestamp(HERE, UTC)  # nobody knows better
+    world.elapsed += RETRY_S
+    assert world.error_s(clock) == pytest.approx(0.25)
+    world.elapsed += RETRY_S
+    assert world.error_s(clock) == pytest.approx(0.25)
+    assert len(asked) == 2
+    world.elapsed += RETRY_S
+    world.away = False
+    assert world.error_s(clock) < 1e-3
+    # once known, the server's own time goes on
+    world.away = True
+    world.elapsed += RESYNC_S
+    assert world.error_s(clock) < 1e-3
+    assert len(asked) == 2
+
+
+class Slow:
+    """A server whose answer takes until it is told to give it."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.asking = threading.Event()
+        self.answer = threading.Event()
+
+    def read_ms(self) -> float:
+        self.asking.set()
+        assert self.answer.wait(10)
+        return self.world.server_ms()
+
+
+def test_before_anything_is_known_one_asks_and_all_wait(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("broker.clock.FIRST_S", 60.0)
+    world = World()
+    server = Slow(world)
+    clock = Clock(server.read_ms, wall=world.wall, monotonic=world.monotonic)
+    told: list[datetime] = []
+    threads = [threading.Thread(target=lambda: told.append(clock.now())) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    assert server.asking.wait(10)
+    server.answer.set()
+    for thread in threads:
+        thread.join(10)
+    assert told == [datetime.fromtimestamp(THERE, UTC)] * 4
+
+
+def test_whoever_comes_while_another_asks_again_does_not_wait():
+    world = World()
+    server = Slow(world)
+    clock = Clock(server.read_ms, wall=world.wall, monotonic=world.monotonic)
+    server.answer.set()
+    clock.now()
+    server.asking.clear()
+    server.answer.clear()
+    world.elapsed += RESYNC_S
+    world.drift = 2.0
     first = threading.Thread(target=clock.now)
     first.start()
-    assert asking.wait(10)
-    assert clock.now() == datetime.fromtimestamp(HERE, UTC)
-    answer.set()
+    assert server.asking.wait(10)
+    assert world.error_s(clock) == pytest.approx(2.0)
+    server.answer.set()
     first.join(10)
-    assert clock.now() == datetime.fromtimestamp(THERE, UTC)
+    assert world.error_s(clock) < 1e-3
 
 
 def test_another_failure_is_not_hidden():
