@@ -14,6 +14,7 @@ All keys of a queue share the hash tag ``{db:<queue>}``; under ``g<n>:`` lies on
 ``granting``      zset    job id by the moment an untaken grant lapses
 ``reserved``      zset    job id by the moment its lease ends
 ``progressed``    set     jobs whose holder said something new of their progress
+``folded``        hash    ready jobs as a rebuild found them, ``<ver> <rank> <lane> <seq>`` by id
 ``mark``          string  up to when the ledger's changes are in, epoch ms ``:`` run of the server
 ``job:<id>``      hash    ver lane member rank, and of a held job lease worker lease_ms json cancel
                           progress (``<lease> <json>``)

@@ -6,13 +6,13 @@ the rebuild is timed until the index counts again; processor time stands beside 
 
 from __future__ import annotations
 
+import os
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -25,26 +25,28 @@ from broker.records import NewJob
 from broker.reservations.store import Reservations
 from broker.settings import QueueSettings
 from broker.upkeep import Upkeep
+from tests.bench.measures import cpu_s
 from tests.services import Postgres, Valkey
 
 QUEUE = "remote"
 CHUNK = 2000
+DATABASES = ("sqlite", "postgresql")
 
 
 @contextmanager
-def database(name: str) -> Iterator[str]:
-    """Start a migrated ledger."""
+def database(name: str) -> Iterator[tuple[str, dict[str, int]]]:
+    """Start a migrated ledger; its address, and its process if it has one."""
     if name == "sqlite":
         with tempfile.TemporaryDirectory(prefix="drawbridge-rebuild-") as folder:
             url = f"sqlite:///{Path(folder) / 'ledger.db'}"
             migrate.upgrade(url)
-            yield url
+            yield url, {}
         return
     server = Postgres(fsync=True).start()
     try:
         url = server.create_database()
         migrate.upgrade(url)
-        yield url
+        yield url, {"database": server.pid}
     finally:
         server.remove()
 
@@ -70,8 +72,8 @@ def fill(ledger: Ledger, number: int) -> None:
             jobs.insert(conn, rows)
 
 
-def measure(url: str, redis_url: str, number: int) -> tuple[float, float, float]:
-    """Return the seconds a rebuild took, and of the processor in Python and in Redis."""
+def measure(url: str, redis_url: str, number: int, pids: dict[str, int]) -> dict[str, float]:
+    """Return the seconds a rebuild took, and of the processor in each process."""
     ledger = Ledger(url)
     reservations = Reservations.connect(redis_url)
     queue = JobQueue(
@@ -79,41 +81,36 @@ def measure(url: str, redis_url: str, number: int) -> tuple[float, float, float]
     )
     fill(ledger, number)
     reservations.client.flushall()
-    began, cpu, redis_cpu = time.perf_counter(), time.process_time(), _cpu_s(reservations)
+    before, cpu, began = cpu_s(pids), time.process_time(), time.perf_counter()
     done = queue.index.rebuild(QUEUE)
     took, cpu = time.perf_counter() - began, time.process_time() - cpu
-    redis_cpu = _cpu_s(reservations) - redis_cpu
+    spent = {role: used - before[role] for role, used in cpu_s(pids).items()}
     assert done
     assert Upkeep(queue).reconcile()["repaired"] == 0, "what was rebuilt is right"
     reservations.close()
     ledger.close()
-    return took, cpu, redis_cpu
-
-
-def _cpu_s(reservations: Reservations) -> float:
-    used: Any = reservations.client.info("cpu")
-    return float(used["used_cpu_user"] + used["used_cpu_sys"])
+    return {"took": took, "python": cpu} | spent
 
 
 @click.command()
 @click.option("--jobs", "numbers", multiple=True, type=int, default=(10_000, 100_000))
-def main(numbers: tuple[int, ...]) -> None:
-    """Measure on both databases, and print a table."""
-    print("| ledger | jobs | aim s | rebuild s | CPU s in Python | CPU s in Redis |")
-    print("|---|---|---|---|---|---|")
-    for name in ("sqlite", "postgresql"):
+@click.option("--database", "names", multiple=True, type=click.Choice(DATABASES), default=DATABASES)
+def main(numbers: tuple[int, ...], names: tuple[str, ...]) -> None:
+    """Measure, and print a table."""
+    print("| ledger | jobs | load | aim s | rebuild s | CPU s: Python | Redis | PostgreSQL |")
+    print("|---|---|---|---|---|---|---|---|")
+    for name in names:
         for number in numbers:
             valkey = Valkey("--appendonly", "yes").start()
             try:
-                with database(name) as url:
-                    took, cpu, redis_cpu = measure(url, valkey.url, number)
+                with database(name) as (url, pids):
+                    found = measure(url, valkey.url, number, pids | {"redis": valkey.pid})
             finally:
                 valkey.remove()
-            aim = 1 + 0.03 * number / 1000
-            print(
-                f"| {name} | {number:,} | {aim:.1f} | {took:.2f} | {cpu:.2f} | {redis_cpu:.2f} |",
-                flush=True,
-            )
+            figures = [os.getloadavg()[0], 1 + 0.03 * number / 1000, found["took"]]
+            figures += [found["python"], found["redis"], found.get("database", 0.0)]
+            shown = " | ".join(f"{figure:.2f}" for figure in figures)
+            print(f"| {name} | {number:,} | {shown} |", flush=True)
 
 
 if __name__ == "__main__":

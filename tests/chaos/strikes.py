@@ -89,7 +89,7 @@ def redis_command(name: str, *words: str) -> Strike:
 
 def delete_some(world: World, dice: random.Random) -> None:
     """Delete keys of one kind from the reservations."""
-    part = dice.choice(("job:", "lane:", "heads", "reserved", "granting", "lanes", "gen"))
+    part = dice.choice(("job:", "folded", "lane:", "heads", "reserved", "granting", "lanes", "gen"))
     with redis_at(world.places.reservations_url) as client:
         keys: Any = client.keys(f"*{part}*")
         if keys:

@@ -18,8 +18,9 @@ from tests.contract.test_queue import claim, holder, new
 def keys_of(reservations: Reservations, job: Job) -> list[str]:
     """Name the keys of a queue's index, and those in it that are a waiting job's."""
     keys = QueueKeys(job.queue, reservations.generation(job.queue) or 0)
-    names = ("lanes", "lanes_ver", "heads", "scheduled", "granting", "reserved", f"lane:{job.lane}")
-    return [keys.pointer, keys.mark, *(keys.prefix + one for one in (*names, f"job:{job.id}"))]
+    names = ("lanes", "lanes_ver", "heads", "scheduled", "granting", "reserved", "folded")
+    mine = (f"lane:{job.lane}", f"job:{job.id}")
+    return [keys.pointer, keys.mark, *(keys.prefix + one for one in (*names, *mine))]
 
 
 @pytest.mark.parametrize("text", [True, False])

@@ -8,7 +8,8 @@
 --      6 lanes_ver  string  counts lanes
 --      7 heads      zset    first ready job of each lane by its rank: its member, a space, the lane
 -- ARGV 1 gen        generation the caller believes in
---      2 prefix     of all keys of this generation: lane:<key> zset, job:<id> hash (same hash tag)
+--      2 prefix     of all keys of this generation: lane:<key> zset, job:<id> and folded hashes (same
+--                   hash tag)
 --      3 now_ms     "" for the server's clock; a number is for tests
 -- Raises GEN        the index was lost or rebuilt; ask again with the new generation
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then
@@ -23,6 +24,7 @@ end
 
 local function job_key(id) return prefix .. 'job:' .. id end
 local function lane_key(lane) return prefix .. 'lane:' .. lane end
+local folded_key = prefix .. 'folded'
 local index_key = {scheduled = KEYS[2], granting = KEYS[3], reserved = KEYS[4]}
 
 local function head_of(lane)
@@ -58,6 +60,18 @@ local function add_lane(spec)
   if not redis.call('ZSCORE', KEYS[5], spec) then
     redis.call('ZADD', KEYS[5], redis.call('INCR', KEYS[6]), spec)
   end
+end
+
+-- what is known of a job: {ver, lane, member, rank, lease}, and whether it lies folded: one that
+-- waits since a rebuild does so beside all others, in a hash for all, until a script changes it
+local function recall(id)
+  local job = redis.call('HMGET', job_key(id), 'ver', 'lane', 'member', 'rank', 'lease')
+  if job[2] then return job, false end
+  local folded = redis.call('HGET', folded_key, id)
+  if not folded then return job, false end
+  local ver, rank, lane, seq = string.match(folded, '^(%d+) (%-?%d+) (%x+) (%d+)$')
+  if not ver then return job, true end
+  return {job[1] or ver, lane, seq .. ':' .. id, rank, job[5]}, true
 end
 
 -- take a job out of whichever index it lies in

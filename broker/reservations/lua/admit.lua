@@ -17,13 +17,13 @@ for at = 7, #ARGV, width do
   local lease, worker, lease_ms = ARGV[at + 8], ARGV[at + 9], ARGV[at + 10]
   local cancel, json = ARGV[at + 11], ARGV[at + 12]
   local key = job_key(id)
-  local old = redis.call('HMGET', key, 'ver', 'lane', 'member', 'lease')
+  local old, folded = recall(id)
   local known = tonumber(old[1] or '-1')
   local held = redis.call('ZSCORE', KEYS[3], id) or redis.call('ZSCORE', KEYS[4], id)
   local placed = held or redis.call('ZSCORE', KEYS[2], id)
       or (old[2] and redis.call('ZSCORE', lane_key(old[2]), old[3]))
   local holds = index == 'reserved' or index == 'granting'
-  local same_lease = holds and held and old[4] == lease
+  local same_lease = holds and held and old[5] == lease
   if known <= ver and not (known == ver and placed and ARGV[6] ~= '1') then
     if not same_lease or ARGV[6] == '1' then
       unindex(id, old[2], old[3])
@@ -36,6 +36,7 @@ for at = 7, #ARGV, width do
       changed = changed + 1
     end
     redis.call('HSET', key, 'ver', ver, 'lane', lane, 'member', member, 'rank', rank)
+    if folded then redis.call('HDEL', folded_key, id) end
     redis.call('HDEL', key, 'lease', 'worker', 'lease_ms', 'cancel', 'expiring', 'json')
     if holds then
       redis.call('HSET', key, 'lease', lease, 'worker', worker, 'lease_ms', lease_ms,

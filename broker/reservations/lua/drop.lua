@@ -9,10 +9,11 @@
 local dropped = 0
 for at = 4, #ARGV, 2 do
   local id = ARGV[at]
-  local old = redis.call('HMGET', job_key(id), 'ver', 'lane', 'member')
+  local old, folded = recall(id)
   if tonumber(old[1] or '-1') <= tonumber(ARGV[at + 1]) then
     unindex(id, old[2], old[3])
     redis.call('DEL', job_key(id))
+    if folded then redis.call('HDEL', folded_key, id) end
     if old[1] then dropped = dropped + 1 end
   end
 end

@@ -14,17 +14,26 @@ while at < #ARGV do
   local lane, rank, ver, due = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3]
   local last = at + 4 + ARGV[at + 4]
   -- one command for many, but Lua's stack ends near 8,000 values
-  local key, score, entries = lane_key(lane), rank, {}
+  local key, score, entries, folded = lane_key(lane), rank, {}, {}
+  local text = ver .. ' ' .. rank .. ' ' .. lane .. ' '
   if due == '' then touch(lane) else key, score = KEYS[2], due end
   for number = at + 5, last do
     local member = ARGV[number]
     local id = string.sub(member, 18)
-    redis.call('HSET', job_key(id), 'ver', ver, 'lane', lane, 'member', member, 'rank', rank)
     entries[#entries + 1] = score
-    entries[#entries + 1] = due == '' and member or id
+    if due == '' then
+      -- a hash of its own costs Redis four times as much, most of it for its append-only file
+      entries[#entries + 1] = member
+      folded[#folded + 1] = id
+      folded[#folded + 1] = text .. string.sub(member, 1, 16)
+    else
+      entries[#entries + 1] = id
+      redis.call('HSET', job_key(id), 'ver', ver, 'lane', lane, 'member', member, 'rank', rank)
+    end
     if #entries >= 1000 or number == last then
       redis.call('ZADD', key, unpack(entries))
-      entries = {}
+      if due == '' then redis.call('HSET', folded_key, unpack(folded)) end
+      entries, folded = {}, {}
     end
   end
   at = last + 1

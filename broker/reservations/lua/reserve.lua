@@ -34,6 +34,11 @@ for _ = 1, tonumber(ARGV[8]) do
   if not best then break end
   local id = string.sub(best.member, 18)
   redis.call('ZADD', KEYS[3], now + ARGV[7], id)
+  local job, folded = recall(id)
+  if folded then
+    if job[2] then redis.call('HSET', job_key(id), 'ver', job[1], 'lane', job[2], 'member', job[3], 'rank', job[4]) end
+    redis.call('HDEL', folded_key, id)
+  end
   redis.call('HSET', job_key(id), 'lease', ARGV[5], 'worker', ARGV[6])
   answer[#answer + 1] = id
   answer[#answer + 1] = best.lane

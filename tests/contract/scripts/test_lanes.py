@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Final
 
 import hypothesis.strategies as st
@@ -13,15 +14,20 @@ from broker.policy import Lane
 from broker.reservations.keys import QueueKeys
 from broker.reservations.shapes import Sheaf
 from broker.reservations.store import Reservations
+from broker.states import Index
 from tests.contract.scripts.kit import (
     ECHO,
     START,
+    STATES,
     Moment,
     Q,
     build,
+    everything,
     keys_of,
     opened,
     ready,
+    renew,
+    reserved,
     scheduled,
     take,
 )
@@ -141,6 +147,22 @@ def test_a_head_that_is_none_any_more_hides_no_job(store: Reservations):
     assert heads_of(store) == right_heads(store)
 
 
+def lies(store: Reservations, generation: int) -> dict[str, Any]:
+    """Read all that a generation has; what lies folded as if it had a hash of its own."""
+    prefix = f"{{db:{Q}}}:g{generation}:"
+    found = {
+        key.removeprefix(prefix): value
+        for key, value in everything(store).items()
+        if key.startswith(prefix) and not key.endswith((":mark", ":lanes_ver"))
+    }
+    for job_id, text in found.pop("folded", {}).items():
+        ver, rank, lane, seq = text.split()
+        member = f"{seq}:{job_id}"
+        folded = {"ver": ver, "lane": lane, "member": member, "rank": rank}
+        assert found.setdefault(f"job:{job_id}", folded) == folded, "it lies once"
+    return found
+
+
 def test_what_is_filled_in_lies_as_if_admitted(store: Reservations, moment: Moment):
     store.admit(Q, [ready(1, priority=3), ready(2), scheduled(3, START + 5, lane=LANES[0])])
     assert store.start_building(Q, "t")
@@ -150,23 +172,61 @@ def test_what_is_filled_in_lies_as_if_admitted(store: Reservations, moment: Mome
     ]  # fmt: skip
     for _ in range(2):  # again the same
         store.fill(Q, 2, "t", waiting, specs=[ECHO.spec(), LANES[0].spec()])
-    old, new = (
-        {
-            key.removeprefix(f"{{db:{Q}}}:g{number}:"): (
-                store.client.hgetall(key)
-                if ":job:" in key
-                else store.client.zrange(key, 0, -1, withscores=True)
-            )
-            for key in keys_of(store.client, f"*:g{number}:*")
-            if not key.endswith(("mark", "lanes_ver"))
-        }
-        for number in (1, 2)
-    )
-    assert old == new
+    assert lies(store, 1) == lies(store, 2)
     store.publish(Q, 2, "t", {})
     assert take(store, limit=9) == ("job1", "job2")
     moment.now += 5
     assert take(store, limit=9) == ("job3",)
+
+
+#: what may be done to a job that waits, in its fourth version
+ACTS: Final[dict[str, Callable[[Reservations], Any]]] = {
+    "as it is": lambda store: store.admit(Q, [ready(1, version=4)]),
+    "as it is, by force": lambda store: store.admit(Q, [ready(1, version=4)], force=True),
+    "as it was": lambda store: store.admit(Q, [reserved(1, START, version=3)], force=True),
+    **{
+        f"as it became, {number}": lambda store, new=new: store.admit(Q, [replace(new, version=5)])
+        for number, new in enumerate(STATES)
+    },
+    "ended": lambda store: store.drop(Q, [("job1", 4)]),
+    "ended before": lambda store: store.drop(Q, [("job1", 3)]),
+    "held": take,
+    "given": lambda store: [take(store), store.confirm(Q, [("job1", 5, "{}")], **GIVEN)],
+    "given back": lambda store: [
+        take(store), store.admit(Q, [ready(1, version=4)], force=True), take(store, "again"),
+    ],
+    "run": lambda store: [
+        take(store), store.confirm(Q, [("job1", 5, "{}")], **GIVEN), renew(store, 1),
+        store.drop(Q, [("job1", 6)]),
+    ],
+}  # fmt: skip
+GIVEN: Final[Any] = {
+    "lease_id": "L", "index": Index.GRANTING, "hold_ms": 9, "lease_ms": 60_000,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("act", ACTS)
+def test_what_is_filled_in_goes_on_as_if_admitted(store: Reservations, act: str):
+    store.admit(Q, [ready(1, version=4), ready(2)])
+    admitted = [ACTS[act](store), lies(store, 1)]
+    assert store.start_building(Q, "t")
+    sheaves = [Sheaf(ECHO.key, 0, ver, "", [ready(n).member]) for n, ver in ((1, 4), (2, 1))]
+    store.fill(Q, 2, "t", sheaves, specs=[ECHO.spec()])
+    store.publish(Q, 2, "t", {})
+    assert [ACTS[act](store), lies(store, 2)] == admitted
+
+
+@pytest.mark.parametrize("text", ["not ours", "1 2 3 4 5", ""])
+def test_what_lies_folded_and_cannot_be_read_is_as_if_lost(store: Reservations, text: str):
+    store.admit(Q, [ready(n) for n in (1, 2, 3)])
+    for number in (1, 2, 3, 4):
+        store.client.delete(f"{prefix_of(store)}job:job{number}")
+        store.client.hset(f"{prefix_of(store)}folded", f"job{number}", text)
+    assert take(store) == ("job1",)
+    assert store.admit(Q, [ready(2), ready(4)]) == 2
+    assert store.drop(Q, [("job3", 1)]) == 0
+    assert not store.client.exists(f"{prefix_of(store)}folded")
+    assert take(store, limit=2) == ("job2", "job3")
 
 
 def test_a_lane_that_a_damaged_table_hides_is_given_to_nobody_unjudged(
