@@ -58,6 +58,7 @@ def upgrade(url: str) -> Upgraded:
             if ledger.dialect == "postgresql":
                 # Building an index over a full table may take longer than a request may.
                 connection.execute(sa.text("SET LOCAL statement_timeout = 0"))
+                connection.execute(sa.text("SET LOCAL idle_in_transaction_session_timeout = 0"))
                 connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
             made = config()
             made.attributes["connection"] = connection

@@ -22,6 +22,9 @@ POOL_TIMEOUT_S: Final = 5
 #: how long PostgreSQL may take to let us in, to run one statement, and to acknowledge a packet
 CONNECT_TIMEOUT_S: Final = 3
 STATEMENT_TIMEOUT_S: Final = 10
+#: after which PostgreSQL takes the locks from one of ours that froze in a transaction; reconcile
+#: looks back further than that
+IDLE_IN_TRANSACTION_S: Final = 15
 
 #: a connection that lay idle for longer is asked whether it lives
 IDLE_S: Final = 1.0
@@ -119,11 +122,22 @@ def postgresql(url: sa.URL) -> sa.Engine:
             "application_name": "drawbridge",
             "connect_timeout": CONNECT_TIMEOUT_S,
             "tcp_user_timeout": STATEMENT_TIMEOUT_S * 1000,
-            "options": f"{given} -c statement_timeout={STATEMENT_TIMEOUT_S}s".strip(),
+            "options": _options(given),
         },
     )
     _ping_idle(engine)
     return engine
+
+
+def _options(given: str) -> str:
+    ours = {
+        "statement_timeout": f"{STATEMENT_TIMEOUT_S}s",
+        "idle_in_transaction_session_timeout": f"{IDLE_IN_TRANSACTION_S}s",
+        # Moments come in the session's zone: east of UTC the last ones of the year 9999 are in a
+        # year that Python does not know, and whoever reads such a job fails.
+        "timezone": "UTC",
+    }
+    return " ".join([given, *(f"-c {name}={value}" for name, value in ours.items())]).strip()
 
 
 def _ping_idle(engine: sa.Engine) -> None:

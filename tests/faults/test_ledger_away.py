@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import psutil
@@ -112,6 +113,37 @@ def test_a_statement_that_takes_too_long_is_ended(
     with ledger.read() as connection:
         assert connection.scalar(sa.text("SELECT 1")) == 1
     ledger.close()
+
+
+def test_one_of_ours_that_froze_in_a_transaction_holds_nobody_up(
+    postgres: Postgres, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(pools, "IDLE_IN_TRANSACTION_S", 1)
+    frozen = Ledger(postgres.url())
+
+    def freeze() -> None:
+        with frozen.write() as connection:
+            connection.execute(sa.update(BridgeStateRow).values(job_seq=99))
+            # waits for that row
+            add_one(ledger)
+
+    with pytest.raises(LedgerUnavailable):
+        freeze()
+    assert count(ledger) == 1
+    add_one(frozen)
+    frozen.close()
+
+
+@pytest.mark.parametrize("zone", ["Asia/Tokyo", "America/New_York"])
+def test_the_zone_of_the_server_is_none_of_ours(postgres: Postgres, ledger: Ledger, zone: str):
+    with ledger.write() as connection:
+        connection.execute(sa.text(f"ALTER ROLE CURRENT_USER SET timezone = '{zone}'"))
+    ledger.close()
+    for moment in (datetime(1, 1, 1, tzinfo=UTC), datetime(9999, 12, 31, 23, tzinfo=UTC)):
+        with ledger.write() as connection:
+            connection.execute(sa.update(BridgeStateRow).values(last_created_at=moment))
+        with ledger.read() as connection:
+            assert connection.scalar(sa.select(BridgeStateRow.last_created_at)) == moment
 
 
 def test_options_of_the_url_are_kept_beside_ours(postgres: Postgres):
