@@ -20,7 +20,10 @@ T = TypeVar("T")
 
 #: What a test's process never inherits: the settings of whoever runs the tests.
 FOREIGN: Final = "DRAWBRIDGE_"
+#: how long one is given to end by itself before it is killed
 STOP_S: Final = 15.0
+#: Nobody waits longer than it takes; a failure may take its time on a machine that others use.
+PATIENCE_S: Final = 60.0
 TAIL_LINES: Final = 60
 
 GUARD: Final = """
@@ -42,7 +45,7 @@ for folder in folders:
 
 def until(
     condition: Callable[[], T | None],
-    timeout: float = 10.0,
+    timeout: float = PATIENCE_S,
     what: str | Callable[[], str] = "the condition",
 ) -> T:
     """Return the first true answer of the condition; fail the test when there is none in time."""
@@ -145,7 +148,7 @@ class Process:
         """Return the end of its log."""
         return "\n".join(self.output().splitlines()[-lines:])
 
-    def wait_for(self, pattern: str, timeout: float = 30.0) -> re.Match[str]:
+    def wait_for(self, pattern: str, timeout: float = PATIENCE_S) -> re.Match[str]:
         """Wait until its output matches the pattern; fail at once when it ended without."""
         found = re.compile(pattern, re.MULTILINE)
         return self.until(
@@ -155,7 +158,10 @@ class Process:
         )
 
     def until(
-        self, condition: Callable[[], T | None], timeout: float = 30.0, what: str = "the condition"
+        self,
+        condition: Callable[[], T | None],
+        timeout: float = PATIENCE_S,
+        what: str = "the condition",
     ) -> T:
         """Wait for the condition; fail at once when the process has ended without it."""
 
@@ -169,7 +175,7 @@ class Process:
             pytest.fail(f"{what}: {self} ended first, with {self.returncode}:\n{self.tail()}")
         return answer
 
-    def wait(self, timeout: float = STOP_S) -> int:
+    def wait(self, timeout: float = PATIENCE_S) -> int:
         """Wait for its end and return its exit code."""
         try:
             return self._popen.wait(timeout)
@@ -182,7 +188,7 @@ class Process:
             self._remember()
             self._popen.send_signal(number)
 
-    def terminate(self, timeout: float = STOP_S) -> int:
+    def terminate(self, timeout: float = PATIENCE_S) -> int:
         """Ask it to end, as an init system would, and return its exit code."""
         self.send(signal.SIGTERM)
         return self.wait(timeout)

@@ -93,7 +93,14 @@ class World:
         )
         self._running.append(started)
         started.wait_for(rf"{name}@here ready")
+        if "-A" not in arguments:  # whose app may say how its broker is spoken to
+            # nobody keeps a control command for one that does not listen yet
+            until(lambda: self._pings(f"{name}@here"), what=f"{name} listens")
         return started
+
+    def _pings(self, node: str) -> bool:
+        """Ask one node whether it is there; answers as soon as it does."""
+        return bool(self.app.control.ping(destination=[node], limit=1, timeout=2))
 
     def doctor(self) -> dict[str, dict[str, str | None]]:
         """Run `drawbridge doctor`; what it found, by check."""
@@ -120,7 +127,7 @@ class World:
 
     def claim(self, worker_id: str = "worker-1", *, lease_seconds: int = 60) -> Job:
         """Claim as a remote worker does, waiting for a job."""
-        return until(lambda: self.claim_now(worker_id, lease_seconds=lease_seconds), 20, "a job")
+        return until(lambda: self.claim_now(worker_id, lease_seconds=lease_seconds), what="a job")
 
     def claim_now(
         self, worker_id: str = "worker-1", *, lease_seconds: int = 60, able: tuple[str, ...] = ()

@@ -14,7 +14,7 @@ from tests.processes import Process
 from tests.services import Valkey, free_port, until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(180)]
-GET_S = 30
+GET_S = 60
 #: of the kind that has to be quoted in a URL
 PASSWORD, QUOTED = "p w/@:#", "p%20w%2F%40%3A%23"
 

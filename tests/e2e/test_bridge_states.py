@@ -17,7 +17,7 @@ from tests.processes import Process
 from tests.services import Valkey, until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(180)]
-GET_S = 30
+GET_S = 60
 
 
 class OutOfPaper(Exception):

@@ -20,7 +20,7 @@ from tests.services import Valkey, free_port, missing, until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(240)]
 
-WAIT_S: Final = 40.0
+WAIT_S: Final = 60.0
 #: the one of Dani Hodovic, by the name it has on PyPI
 EXPORTER: Final = "prometheus-exporter-celery==0.11.2"
 FOLDER: Final = ROOT / ".demo" / EXPORTER.replace("==", "-")

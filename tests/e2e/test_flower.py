@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(240)]
 ROOT = Path(__file__).resolve().parents[2]
 NODE = "worker-1@edge"
 SLOTS = 3
-WAIT_S = 30.0
+WAIT_S = 60.0
 TOAST = ".toast-body"
 
 
@@ -249,5 +249,5 @@ def shutdown_drains(watched: Watched) -> None:
     browser.press("worker-group")
     browser.press("worker-shutdown")
     assert "Shutting down" in browser.told(TOAST, picture="worker-shut-down")
-    asked = watched.app.control.inspect(timeout=10, destination=[NODE], limit=1)
+    asked = watched.app.control.inspect(timeout=WAIT_S, destination=[NODE], limit=1)
     until(lambda: asked.active_queues()[NODE] == [], WAIT_S, "it claims from nowhere")

@@ -19,7 +19,7 @@ from tests.services import Valkey, until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(180)]
 
-WAIT_S: Final = 30.0
+WAIT_S: Final = 60.0
 NODE: Final = "worker-1@edge"
 NATIVE: Final = "local@here"
 #: what a native worker alone says (-), a remote one alone (+), and what is of another kind (~)
