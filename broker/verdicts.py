@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from broker.policy import Lane, Policy, merge
 
@@ -55,8 +55,16 @@ def _against(
     if not merge(Policy(repositories=policy.repositories, capabilities=lane.capabilities)).allows(
         lane
     ):
-        named = lane.repository or "a job without a repository"
-        yield _no("allowedRepositories", "the credential allows", policy.repositories, named)
+        verdict = _no(
+            "allowedRepositories",
+            "the credential allows",
+            policy.repositories,
+            str(lane.repository),
+        )
+        if lane.repository is None:
+            said = f"{verdict.message.partition(';')[0]} alone; the job has no repository"
+            verdict = replace(verdict, message=said)
+        yield verdict
     if policy.max_concurrency is not None and held >= policy.max_concurrency:
         message = f"the worker holds {held} jobs, the credential allows {policy.max_concurrency}"
         yield Verdict(allowed=False, rule="maxConcurrency", message=message)

@@ -8,7 +8,7 @@ from ipaddress import ip_address
 
 import click
 
-from broker.errors import ConfigurationError
+from broker.errors import ConfigurationError, Unavailable
 from edge_api.processes import share_figures
 from edge_api.server import EdgeServer
 from edge_api.services import Services
@@ -68,7 +68,7 @@ def edge(
         )
 
     # What is wrong with the settings is said here, in one line, and not by the process that serves.
-    Services.connect(settings).close()
+    services = Services.connect(settings)
 
     def listening(url: str) -> None:
         click.echo(json.dumps({"url": url}) if as_json else f"The edge listens on {url}")
@@ -79,6 +79,14 @@ def edge(
             "AUTH_PROVIDER=disabled: whoever calls from this machine is an operator",
             extra={"action": "start"},
         )
+    try:
+        services.queue.ready()
+    except Unavailable as away:
+        logger.warning(
+            "the edge serves 503 until this is mended: %s", away.message, extra={"action": "start"}
+        )
+    finally:
+        services.close()
     metrics = None if metrics_port is None else (metrics_host, metrics_port)
     EdgeServer(
         settings, host=host, port=port, listening=listening, metrics=metrics, processes=processes

@@ -55,8 +55,8 @@ CHILD_OPTIONS: tuple[tuple[str, dict[str, object]], ...] = (
     }),
     ("--allow-program", {
         "multiple": True,
-        "help": "A program that jobs of type `command` may run, as they write it; repeatable."
-        " Without it there is no such type here.",
+        "help": "A program that jobs of type `command` may run: the first word of their argv, as"
+        " they write it; repeatable. Without it there is no such type here.",
     }),
 )  # fmt: skip
 

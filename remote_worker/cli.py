@@ -28,7 +28,7 @@ from remote_worker.wire import Identity, Wire
 logger = logging.getLogger(__name__)
 
 
-@click.group(context_settings={"max_content_width": 100})
+@click.group(context_settings={"max_content_width": 100, "help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="celery-drawbridge", prog_name="drawbridge-worker")
 def main() -> None:
     """Run jobs of a Drawbridge edge on this machine.
@@ -46,7 +46,7 @@ def main() -> None:
         )
 
 
-@main.command()
+@main.command(short_help="Claim jobs and run them until SIGTERM.")
 @common
 @option("--max-jobs", type=click.IntRange(1), help="End after this many jobs.")
 @click.option("--once", is_flag=True, help="End after one job.")

@@ -159,6 +159,7 @@ def install(
         survive_properties()
     bridge = Bridge(app, settings)
     maintenance.register(app, bridge.nudged)
+    maintenance.quiet()
     builtin_tasks.adapt(app, settings.bridge.queues)
     listen_for_purges()
     app.drawbridge = bridge

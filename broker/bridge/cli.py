@@ -85,7 +85,13 @@ def bridge(
 @click.option("-l", "--loglevel", type=_LEVELS, default="INFO", show_default=True)
 def beat(*, broker_url: str | None, loglevel: str) -> None:
     """Run Celery beat, which nudges the bridge; it is the only trigger of nothing."""
-    app = make_app(_told((), broker_url, None))
+    told = _told((), broker_url, None)
+    if told.broker_url is None:
+        raise ConfigurationError(
+            "The Celery broker is not known; set DRAWBRIDGE_BROKER_URL, or give --broker-url"
+        )
+    app = make_app(told)
+    maintenance.quiet()
     # in memory: every interval may begin anew, and no file can be held by another beat
     app.Beat(scheduler="celery.beat:Scheduler", loglevel=loglevel.upper(), quiet=True).run()
 

@@ -6,6 +6,7 @@ changes nothing. The tasks store nothing, show nowhere and vanish unexecuted onc
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, Final
@@ -26,6 +27,34 @@ EVERY_S: Final[Mapping[str, float]] = MappingProxyType(
         "prune": 3600.0,
     }
 )
+
+
+class Routine(logging.Filter):
+    """Keeps out of a log what Celery says of each nudge, six lines a second for ever.
+
+    Whatever else is said of them, warnings too, stays; and at level DEBUG these lines do.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Tell whether a line is worth keeping."""
+        if record.levelno > logging.INFO:
+            return True
+        args = record.args
+        said = args.get("name") if isinstance(args, Mapping) else args[-1] if args else None
+        nudge = isinstance(said, str) and said.removeprefix(PREFIX) in EVERY_S
+        return not nudge or logging.getLogger(record.name).isEnabledFor(logging.DEBUG)
+
+
+#: one for the process: a logger takes the same filter but once
+_ROUTINE: Final = Routine()
+#: who says that a task was sent, has come, and has ended
+_SAYERS: Final = ("celery.beat", "celery.worker.strategy", "celery.app.trace")
+
+
+def quiet() -> None:
+    """Let the logs of this process say what matters; a second call changes nothing."""
+    for name in _SAYERS:
+        logging.getLogger(name).addFilter(_ROUTINE)
 
 
 def schedule() -> dict[str, dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final
@@ -14,7 +15,8 @@ from requests.auth import AuthBase
 from broker.client.errors import EdgeAway, EdgeRefused
 
 PREFIX: Final = "/api/queue"
-_HERE: Final = frozenset({"127.0.0.1", "::1", "localhost"})
+#: names of the machine itself
+HERE: Final = frozenset({"127.0.0.1", "::1", "localhost"})
 #: connecting, and silence of an edge that was not asked to wait
 _TIMEOUT_S: Final = (5.0, 30.0)
 _TRIES: Final = 6
@@ -54,7 +56,7 @@ class Calls:
         self._http.auth = _Token(token)
         # no proxy leads to this machine itself; over https the environment may name authorities
         address = urlsplit(self._base)
-        self._http.trust_env = address.scheme != "http" or address.hostname not in _HERE
+        self._http.trust_env = address.scheme != "http" or address.hostname not in HERE
 
     def close(self) -> None:
         """Let go of the connections; may be repeated."""
@@ -101,7 +103,15 @@ class Calls:
                 **more,
             )
         except (requests.ConnectionError, requests.Timeout) as error:
-            away = EdgeAway(f"{self._base} does not answer: {type(error).__name__}")
+            cause = _cause(error)
+            if isinstance(cause, ssl.SSLCertVerificationError):
+                # it is no better the second time
+                raise EdgeAway(
+                    f"{self._base} cannot be trusted: {cause.verify_message}; REQUESTS_CA_BUNDLE "
+                    "names the file of an authority of your own"
+                ) from None
+            said = cause.strerror if isinstance(cause, OSError) else None
+            away = EdgeAway(f"{self._base} does not answer: {said or type(cause).__name__}")
             raise _Again(away, 0.0) from None
         except requests.RequestException as error:
             raise EdgeAway(f"{self._base} cannot be asked: {error}") from None
@@ -112,6 +122,15 @@ class Calls:
         if answer.status_code in _BUSY:
             raise _Again(refused, _retry_after(answer))
         raise refused
+
+
+def _cause(error: BaseException) -> BaseException:
+    """Return what went wrong at the bottom, without the layers that passed it on."""
+    passed_on = getattr(error.args[0] if error.args else None, "reason", None)
+    for deeper in (passed_on, error.__cause__, *error.args[:1]):
+        if isinstance(deeper, BaseException):
+            return _cause(deeper)
+    return error
 
 
 def _pause(state: tenacity.RetryCallState) -> float:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 import click
 
 from broker.client import Client
+from broker.client.calls import HERE
 from broker.settings import EdgeAccess
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -41,6 +43,9 @@ def edge_client() -> Client:
     """Ask as told by flags and environment; only now, so that ``--help`` needs neither."""
     context = click.get_current_context()
     access = EdgeAccess.from_env(**context.obj)
+    address = urlsplit(access.url)
+    if address.scheme == "http" and address.hostname not in HERE:
+        click.echo("Warning: over http:// the token goes in the clear; write https://", err=True)
     return context.with_resource(Client(access.url, access.token))
 
 

@@ -54,7 +54,7 @@ def show(*, action: str | None, since: str | None, limit: int, as_json: bool) ->
         click.echo(re.sub(r"[^ -~]", "?", "  ".join(map(str, words))))
 
 
-@audit.command()
+@audit.command(short_help="Look whether a record was changed, removed or put elsewhere.")
 @click.option(
     "--expect", metavar="HEAD", callback=noted, help="A head noted earlier: is it in the chain?"
 )

@@ -126,7 +126,7 @@ def show(*, job_id: str, as_json: bool) -> None:
         screen().print(detail(job, attempts, files))
 
 
-@jobs.command()
+@jobs.command(short_help="Tell what keeps a job from running.")
 @click.argument("job_id", metavar="ID")
 @_JSON
 def why(*, job_id: str, as_json: bool) -> None:
@@ -135,7 +135,7 @@ def why(*, job_id: str, as_json: bool) -> None:
     click.echo(json.dumps(found) if as_json else "\n".join(reasons(found)))
 
 
-@jobs.command()
+@jobs.command(short_help="Follow a job to its end, and exit 3 unless it succeeded.")
 @click.argument("job_id", metavar="ID")
 @_JSON
 def watch(*, job_id: str, as_json: bool) -> None:
@@ -157,7 +157,7 @@ def logs(*, job_id: str, follow: bool, as_json: bool) -> None:
         click.echo(json.dumps(event) if as_json else event_line(event))
 
 
-@jobs.command()
+@jobs.command(short_help="Download a job's files, and print where they are.")
 @click.argument("job_id", metavar="ID")
 @click.option("--name", "names", multiple=True, help="Only files of this name; repeatable.")
 @click.option(
@@ -179,7 +179,7 @@ def download(*, job_id: str, names: tuple[str, ...], folder: Path) -> None:
             click.echo(client.download(artifact, target))
 
 
-@jobs.command()
+@jobs.command(short_help="Cancel jobs, and ask the workers of running ones to stop.")
 @click.argument("ids", nargs=-1, required=True, metavar="ID...")
 @click.option("--reason", help="Kept with the job.")
 @_JSON
@@ -191,7 +191,7 @@ def cancel(*, ids: tuple[str, ...], reason: str | None, as_json: bool) -> None:
         click.echo(json.dumps(job) if as_json else summary(job))
 
 
-@jobs.command()
+@jobs.command(short_help="Bring back failed and dead-lettered jobs.")
 @click.argument("ids", nargs=-1, required=True, metavar="ID...")
 @click.option("--dry-run", is_flag=True, help="Change nothing; tell what would be brought back.")
 @_JSON
@@ -203,6 +203,8 @@ def redrive(*, ids: tuple[str, ...], dry_run: bool, as_json: bool) -> None:
     items = edge_client().redrive(ids, dry_run=dry_run)
     for item in items:
         click.echo(json.dumps(item) if as_json else f"{item['id']}  {item['outcome']}")
+    if any(item["outcome"] == "not_found" for item in items):
+        raise click.exceptions.Exit(1)
 
 
 def _so_far(client: Client, job_id: str) -> list[Event]:

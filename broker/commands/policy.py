@@ -25,7 +25,7 @@ def policy() -> None:
     """Ask what credentials allow."""
 
 
-@policy.command()
+@policy.command(short_help="Tell whether a worker would get such a job now.")
 @click.option("--worker", "worker_id", required=True, help="The worker's name.")
 @click.option("--type", "job_type", required=True, help="The job's type.")
 @click.option("--repository", help="The job's repository, if it has one.")

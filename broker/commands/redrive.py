@@ -31,7 +31,9 @@ LIMIT: Final = 1000
 @click.option("--max-rate", type=click.FloatRange(0.01, 10_000), help="Jobs a second made ready.")
 @click.option("--dry-run", is_flag=True, help="Change nothing; tell what would be brought back.")
 @click.option("--json", "as_json", is_flag=True, help="Say it for a script.")
+@click.pass_context
 def redrive(
+    ctx: click.Context,
     *,
     ids: tuple[str, ...],
     status: str | None,
@@ -45,7 +47,8 @@ def redrive(
 ) -> None:
     """Bring back jobs that failed for good, with fresh attempts.
 
-    Names them by id, or by what they are; a second time finds nothing more to bring back.
+    Names them by id, or by what they are; a second time finds nothing more to bring back. Exits
+    with 1 when an id is no job's.
     """
     given = [one for one in (status, type_, queue, since, limit) if one is not None]
     if bool(ids) == bool(given):
@@ -67,6 +70,7 @@ def redrive(
     )  # fmt: skip
     done = _redrive(asked)
     click.echo(json.dumps(_for_scripts(done)) if as_json else _for_people(done, dry_run=dry_run))
+    ctx.exit(1 if any(item.outcome == "not_found" for item in done.items) else 0)
 
 
 def moment(text: str, now: datetime) -> datetime:

@@ -125,6 +125,8 @@ def create(
 
     Standard output holds the token alone; what it is for is said on standard error.
     """
+    if kind == "worker" and worker_id is None:
+        raise click.UsageError("Say which worker: --worker-id NAME.")
     now = datetime.now(UTC)
     with opened(StoreSettings.from_env()) as ledger, delivery(token_file, force=force) as deliver:
         credential, text = Credentials(ledger).create(
@@ -141,7 +143,7 @@ def create(
     hand_over(credential, text, token_file=token_file, as_json=as_json, now=now)
 
 
-@tokens.command()
+@tokens.command(short_help="Put a new token in the place of an old one.")
 @click.argument("token_id", metavar="ID")
 @click.option(
     "--overlap",
@@ -182,7 +184,7 @@ def rotate(
     hand_over(credential, text, token_file=token_file, as_json=as_json, now=now)
 
 
-@tokens.command()
+@tokens.command(short_help="Replace what a worker's token allows.")
 @click.argument("token_id", metavar="ID")
 @_policy
 @click.option("--json", "as_json", is_flag=True, help="Say it for a script.")

@@ -34,21 +34,21 @@ def show(*, limit: int, as_json: bool) -> None:
         screen().print(_listing(found))
 
 
-@workers.command()
+@workers.command(short_help="Let a worker finish what it runs and claim no more.")
 @click.argument("name")
 def drain(*, name: str) -> None:
     """Let a worker finish what it runs and claim no more; a repeat changes nothing."""
     _say(edge_client().steer(name, "drain"))
 
 
-@workers.command()
+@workers.command(short_help="Let a drained worker claim again.")
 @click.argument("name")
 def resume(*, name: str) -> None:
     """Let a drained worker claim again; a repeat changes nothing."""
     _say(edge_client().steer(name, "resume"))
 
 
-@workers.command()
+@workers.command(short_help="Let a worker claim nothing more from one queue.")
 @click.argument("name")
 @click.argument("queue")
 def pause(*, name: str, queue: str) -> None:
@@ -56,7 +56,7 @@ def pause(*, name: str, queue: str) -> None:
     _say(edge_client().steer(name, "pause", queue=queue))
 
 
-@workers.command()
+@workers.command(short_help="Let a worker claim from a queue again.")
 @click.argument("name")
 @click.argument("queue")
 def unpause(*, name: str, queue: str) -> None:
@@ -64,11 +64,11 @@ def unpause(*, name: str, queue: str) -> None:
     _say(edge_client().steer(name, "unpause", queue=queue))
 
 
-@workers.command()
+@workers.command(short_help="Say how many jobs a worker runs at once.")
 @click.argument("name")
 @click.argument("slots", type=click.IntRange(0, 10_000), required=False)
 def concurrency(*, name: str, slots: int | None) -> None:
-    """Say how many jobs a worker runs at once, up to what its owner allows; without: that."""
+    """Say how many jobs a worker runs at once; without SLOTS: its owner's --concurrency again."""
     _say(edge_client().steer(name, "concurrency", concurrency=slots))
 
 
@@ -78,7 +78,7 @@ def _say(standing: Standing) -> None:
     paused = standing.get("pausedQueues")
     click.echo(
         f"{plain(standing['workerId'])}  {'drains' if standing['drain'] else 'claims'}  "
-        f"{'slots as its owner says' if slots is None else f'slots at most {slots}'}"
+        f"{'up to its own --concurrency at once' if slots is None else f'at most {slots} at once'}"
         + (f"  nothing from {plain(', '.join(paused))}" if paused else "")
     )
 

@@ -37,7 +37,7 @@ def command(context: Context) -> Outcome:
     wish = _parse(context.payload)
     if wish.argv[0] not in programs:
         raise JobFailed(
-            f"this worker does not run {wish.argv[0]!r}; it runs: {', '.join(programs)}",
+            f"this worker does not run {wish.argv[0]!r}; it runs: {', '.join(map(repr, programs))}",
             error_type="program_not_allowed",
         )
     # What we write about the program lies one level up, where it could put nothing in its place.

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import click
 import pytest
 import sqlalchemy as sa
 from click.testing import CliRunner, Result
@@ -22,6 +23,7 @@ from broker.ledger.engine import Ledger
 from broker.ledger.revisions import head
 from broker.reservations.store import Reservations
 from broker.tokens import PATTERN
+from remote_worker.cli import main as worker_main
 from tests.services import free_port
 
 Run = Callable[..., Result]
@@ -84,6 +86,41 @@ def test_help_names_every_command_in_one_line_each():
     assert in_a_process("-h").stdout == done.stdout
 
 
+def _groups(command: click.Command, *path: str) -> Iterator[tuple[str, ...]]:
+    if isinstance(command, click.Group):
+        yield path
+        context = click.Context(command)
+        for name in command.list_commands(context):
+            yield from _groups(command.get_command(context, name) or command, *path, name)
+
+
+@pytest.mark.parametrize("root", [cli.drawbridge, worker_main], ids=["drawbridge", "worker"])
+def test_no_list_of_commands_breaks_off(root: click.Group):
+    for path in _groups(root):
+        said = CliRunner().invoke(root, [*path, "-h"], terminal_width=80)
+        assert said.exit_code == 0
+        assert "..." not in said.output.partition("Commands:")[2], path
+
+
+def test_beat_names_the_options_that_it_has(run: Run):
+    result = run("beat")
+    assert result.exit_code == 1
+    assert "--broker-url" in one_line(result.stderr)
+    assert "-A" not in result.stderr
+
+
+def test_an_edge_that_cannot_serve_yet_says_why_and_waits(
+    run: Run, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("edge_api.cli.log_to_stderr", lambda: None)
+    monkeypatch.setattr("edge_api.cli.EdgeServer.run", lambda _: None)
+    for missing in ("The ledger is not migrated", "The reservations do not answer"):
+        caplog.clear()
+        assert run("edge", "--port", "0").exit_code == 0
+        assert any(f"503 until this is mended: {missing}" in one for one in caplog.messages)
+        assert run("migrate").exit_code == 0
+
+
 def test_help_imports_no_library_of_the_commands():
     script = f"""
 import sys
@@ -130,6 +167,7 @@ def test_usage_errors_exit_2(run: Run):
         ["migrate", "--nonsense"],
         ["tokens", "create"],
         ["tokens", "create", "--kind", "robot"],
+        ["tokens", "create", "--kind", "worker"],
         ["tokens", "create", "--kind", "worker", "--max-concurrency", "0"],
         ["tokens", "create", "--kind", "operator", "--expires-in", "0d"],
         ["tokens", "create", "--kind", "operator", "--expires-in", "soon"],
@@ -261,7 +299,7 @@ def test_no_token_is_made_that_cannot_be_handed_over(
 def test_a_token_file_is_left_alone_when_no_token_is_made(migrated: Run, tmp_path: Path):
     file = tmp_path / "token"
     file.write_text("an older one")
-    words = ["--kind", "worker", "--token-file", str(file), "--force"]
+    words = ["--kind", "worker", "--worker-id", "a/b", "--token-file", str(file), "--force"]
     result = migrated("tokens", "create", *words)
     assert result.exit_code == 1
     assert "workerId" in one_line(result.stderr)

@@ -52,6 +52,8 @@ def test_jobs_are_brought_back_by_id(live: JobQueue, run: Run) -> None:
     assert (live.catalog.get(job.id).run, live.catalog.get(job.id).requested_by) == (2, "cli")
     again = run(job.id)
     assert again.output.splitlines() == [f"{job.id}  not_dead", "0 of 1 are queued again."]
+    assert again.exit_code == 0
+    assert run("nonsense").exit_code == 1
 
 
 def test_jobs_are_brought_back_by_filter(live: JobQueue, run: Run) -> None:

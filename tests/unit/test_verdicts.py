@@ -39,6 +39,13 @@ def test_the_rule_that_decides(policy: Policy, asked: dict[str, object], rule: s
     assert verdict.message
 
 
+def test_a_job_without_a_repository_is_said_to_have_none():
+    policy = Policy(repositories=("github.com/org/*",))
+    assert judge(policy, Lane("q", "echo", None, ())).message == (
+        "the credential allows github.com/org/* alone; the job has no repository"
+    )
+
+
 @given(SOME, REPOSITORIES, SOME, SOME, SOME, SOME, st.sampled_from("abc"), SOME, st.booleans())
 def test_a_verdict_is_what_a_claim_would_see(
     types: Words, repositories: Words, capabilities: Words, queues: Words, wanted: Words,

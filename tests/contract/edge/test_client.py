@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, get_type_hints
+from uuid import uuid4
 
 import pytest
 from celery import Celery, chain
@@ -15,12 +16,14 @@ from werkzeug.serving import make_server
 
 from broker import cli
 from broker.client import Client, EdgeAway, EdgeRefused, Publish, codex_exec, shapes
+from broker.client.calls import HERE
 from broker.commands.jobs_shown import standing
 from broker.payload import Message, read
 from broker.records import NewJob
 from remote_worker.handlers.codex_payload import parse_task
 from remote_worker.handlers.publish_payload import Mode
 from tests.contract.edge.conftest import Caller, Edge
+from tests.tls import Front, certificate
 
 OPENAPI = json.loads((Path(__file__).parents[3] / "edge_api" / "openapi.json").read_text())
 Run = Callable[..., Result]
@@ -173,10 +176,21 @@ def test_an_edge_that_is_not_there_is_away():
     pauses: list[float] = []
     with (
         Client("http://127.0.0.1:1", "t", sleep=pauses.append) as client,
-        pytest.raises(EdgeAway, match="does not answer"),
+        pytest.raises(EdgeAway, match="does not answer: Connection refused"),
     ):
         client.job("x")
     assert len(pauses) == 5
+
+
+def test_a_certificate_that_nobody_knows_is_said_at_once(tmp_path: Path):
+    pauses: list[float] = []
+    with (
+        Front(1, certificate(tmp_path / "pem")) as front,
+        Client(f"https://127.0.0.1:{front.port}", "t", sleep=pauses.append) as client,
+        pytest.raises(EdgeAway, match=r"self-signed certificate; REQUESTS_CA_BUNDLE"),
+    ):
+        client.job("x")
+    assert pauses == []
 
 
 def test_follow_reads_to_the_last_entry(client: Client, worker: Caller):
@@ -305,6 +319,8 @@ def test_jobs_from_the_command_line(run: Run, worker: Caller, tmp_path: Path):
     got = run("download", job_id, "--to", str(tmp_path / "files"))
     assert Path(got.output.strip()).read_bytes() == b"hello"
     assert run("download", job_id, "--name", "nothing").exit_code == 1
+    nothing = run("redrive", job_id, str(uuid4()))
+    assert (nothing.output.split()[1::2], nothing.exit_code) == (["not_dead", "not_found"], 1)
     # nothing is left to cancel or to bring back
     assert run("cancel", job_id).exit_code == 1
     assert run("redrive", job_id).output == f"{job_id}  not_dead\n"
@@ -397,6 +413,17 @@ def test_without_an_edge_or_a_token_the_way_out_is_said(tmp_path: Path):
     assert "tokens create" in bare.invoke(cli.drawbridge, to).output
 
 
+def test_a_token_that_goes_in_the_clear_is_said(
+    monkeypatch: pytest.MonkeyPatch, url: str, token: str
+):
+    env = {"DRAWBRIDGE_EDGE_URL": url, "DRAWBRIDGE_EDGE_TOKEN": token}
+    for here, warned in ((HERE, False), (frozenset(), True)):
+        monkeypatch.setattr("broker.commands.asking.HERE", here)
+        said = CliRunner(env=env).invoke(cli.drawbridge, ["jobs", "list"])
+        assert said.exit_code == 0
+        assert ("in the clear" in said.stderr) is warned
+
+
 def test_a_token_may_lie_in_a_file(url: str, token: str, tmp_path: Path):
     file = tmp_path / "token"
     file.write_text(token + "\n")
@@ -412,12 +439,14 @@ def test_workers_are_steered_from_the_command_line(url: str, edge: Edge, token: 
         return runner.invoke(cli.drawbridge, ["workers", *words])
 
     for _ in range(2):
-        assert say("drain", "w1").output == "w1  drains  slots as its owner says\n"
-    assert say("concurrency", "w1", "3").output == "w1  drains  slots at most 3\n"
-    assert say("resume", "w1").output == "w1  claims  slots at most 3\n"
-    assert say("concurrency", "w1").output == "w1  claims  slots as its owner says\n"
-    assert say("pause", "w1", "remote").output.endswith("says  nothing from remote\n")
-    assert say("unpause", "w1", "remote").output == "w1  claims  slots as its owner says\n"
+        assert say("drain", "w1").output == "w1  drains  up to its own --concurrency at once\n"
+    assert say("concurrency", "w1", "3").output == "w1  drains  at most 3 at once\n"
+    assert say("resume", "w1").output == "w1  claims  at most 3 at once\n"
+    assert say("concurrency", "w1").output == "w1  claims  up to its own --concurrency at once\n"
+    assert say("pause", "w1", "remote").output.endswith("once  nothing from remote\n")
+    assert (
+        say("unpause", "w1", "remote").output == "w1  claims  up to its own --concurrency at once\n"
+    )
     nobody = say("drain", "nobody")
     assert nobody.exit_code == 1
     assert "no such worker" in nobody.output.lower()
