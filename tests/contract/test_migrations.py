@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -151,3 +154,35 @@ def test_a_file_is_named_for_its_revision_and_the_last_is_the_newest():
 def test_revisions_import_nothing_of_ours():
     for revision in Path(revisions.SCRIPTS, "versions").glob("[0-9]*.py"):
         assert "broker" not in revision.read_text(encoding="utf-8")
+
+
+KILLED = """
+import os, signal, sys
+import sqlalchemy as sa
+from broker.ledger.migrate import upgrade
+
+left = int(sys.argv[2])
+
+@sa.event.listens_for(sa.Engine, "before_cursor_execute")
+def _count(*_):
+    global left
+    left -= 1
+    if left < 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+upgrade(sys.argv[1])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.faults
+def test_a_migration_that_is_killed_leaves_nothing_and_is_done_again(
+    ledger: Ledger, database_url: str
+):
+    argv = [sys.executable, "-c", KILLED, database_url, "30"]
+    killed = subprocess.run(argv, check=False, capture_output=True, text=True, timeout=60)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert revisions.revisions(ledger).current is None
+    assert described(ledger) == {}
+    assert migrate.upgrade(database_url).before is None
+    assert revisions.revisions(ledger).at_head

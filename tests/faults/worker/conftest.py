@@ -3,7 +3,7 @@
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +70,7 @@ def start(
 ) -> Start:
     """Start daemons on one work directory."""
 
-    def call(*more: str, **named: Any) -> Process:
+    def call(*more: str, environ: Mapping[str, str] | None = None, **named: Any) -> Process:
         options = {
             "url": lossy.url, "token-file": token_file, "worker-id": WORKER,
             "work-dir": tmp_path / "work", "types": "echo,child", "wait-seconds": 2,
@@ -81,7 +81,9 @@ def start(
         for name, value in options.items():
             argv += [f"--{name}", str(value)]
         environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(job_types)}
-        environment |= {"HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path)}
+        environment |= {"HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path)} | dict(
+            environ or {}
+        )
         return process([*argv, *more], env=environment, cwd=ROOT)
 
     return call
