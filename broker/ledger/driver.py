@@ -93,7 +93,7 @@ def _run(
     server, adapt = connection.pgconn, Transformer(connection)
     for statement, _ in calls:
         if statement.name not in known:
-            _checked(server.prepare(statement.name, statement.text.encode()))
+            _prepare(server, statement)
             known.add(statement.name)
     sent = [(call.statement.name, call.statement.write(call.given, adapt)) for call in calls]
     results = [server.exec_prepared(*sent[0])] if len(sent) == 1 else _at_once(server, sent)
@@ -101,6 +101,17 @@ def _run(
     for result in results:
         _checked(result)
     return [call.statement.read(result, adapt) for call, result in zip(calls, results, strict=True)]
+
+
+def _prepare(server: pq.abc.PGconn, statement: Prepared) -> None:
+    """Have the server know a statement; its name is its text's, so one that is there is the same.
+
+    Else a connection whose answer to this was not heard would refuse the statement for good.
+    """
+    try:
+        _checked(server.prepare(statement.name, statement.text.encode()))
+    except psycopg.errors.DuplicatePreparedStatement:
+        return
 
 
 def _at_once(

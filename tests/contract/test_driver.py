@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from contextlib import closing
 from typing import Any, Final
 
 import pytest
@@ -10,7 +11,7 @@ import sqlalchemy as sa
 
 from broker.errors import LedgerUnavailable
 from broker.ledger.driver import Call, Prepared
-from broker.ledger.engine import Ledger
+from broker.ledger.engine import _KNOWN, Ledger
 from tests.services import until
 
 pytestmark = pytest.mark.postgres
@@ -87,6 +88,14 @@ def test_a_server_that_forgot_its_statements_is_told_them_again(
         conn.execute(sa.text("DEALLOCATE ALL"))
     ledger.at_once(*(insert(ledger, 10 + n) for n in range(together)))
     assert len(numbers(ledger)) == 2 * together
+
+
+def test_a_server_that_knows_a_statement_already_is_no_error(ledger: Ledger) -> None:
+    assert ledger.at_once(insert(ledger, 1)) == [[(1, None)]]
+    with closing(ledger.engine.raw_connection()) as connection:
+        assert connection.info[_KNOWN]
+        connection.info[_KNOWN].clear()
+    assert ledger.at_once(insert(ledger, 2), insert(ledger, 3)) == [[(2, None)], [(3, None)]]
 
 
 @pytest.mark.parametrize("together", [1, 2])
