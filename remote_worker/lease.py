@@ -24,6 +24,8 @@ _CONFIRM_PAUSE_S = 1.0
 #: A grant that was not taken up within 30 s goes back; after this long it is not worth trying.
 _TAKE_UP_S = 20.0
 _TAKE_UP_PAUSE_S = 1.0
+#: What is said of progress waits so long for more to be said, and then no longer for a heartbeat.
+TELL_S = 2.0
 
 
 def margin_s(lease_s: float) -> float:
@@ -60,6 +62,7 @@ class Lease:
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._beating = threading.Lock()
+        self._stirred = threading.Event()
         self._due = threading.Event()
         self._deadline: float | None = None
         #: when the last heartbeat that renewed was sent
@@ -104,15 +107,18 @@ class Lease:
     def stop(self) -> None:
         """End the heartbeats; the lease is left to whatever the last report made of it."""
         self._stop.set()
-        self._due.set()
+        self.look()
         if self._thread is not None:
             self._thread.join()
 
     def progress(
         self, message: str, percent: float | None = None, more: Mapping[str, object] | None = None
     ) -> None:
-        """Let the next heartbeat say how far the work is, and ``more`` for Celery alone."""
-        self._progress = {"message": message, "percent": percent, **(more or {})}
+        """Let a heartbeat soon say how far the work is, and ``more`` for Celery alone."""
+        said = {"message": message, "percent": percent, **(more or {})}
+        if said != self._progress:
+            self._progress = said
+            self._stirred.set()
 
     @property
     def said(self) -> str:
@@ -138,6 +144,7 @@ class Lease:
     def look(self) -> None:
         """Let the next heartbeat be now."""
         self._due.set()
+        self._stirred.set()
 
     def end(self) -> None:
         """Learn from another call that the edge has ended the lease."""
@@ -159,11 +166,18 @@ class Lease:
         """Renew until stopped or ended."""
         every = self._terms.interval_s
         while not self._ended:
-            self._due.wait(self._terms.draw(every * 0.9, every * 1.1))
-            self._due.clear()
+            self._pause(self._terms.draw(every * 0.9, every * 1.1))
             if self._stop.is_set():
                 return
             self._beat()
+
+    def _pause(self, longest_s: float) -> None:
+        """Wait for the next heartbeat's time; what was said in between brings it nearer."""
+        until = self._terms.clock() + longest_s
+        if self._stirred.wait(longest_s):
+            self._due.wait(max(0.0, min(TELL_S, until - self._terms.clock())))
+        self._stirred.clear()
+        self._due.clear()
 
     def _beat(self) -> bool:
         """Send one heartbeat and say whether the edge renewed the lease."""

@@ -72,7 +72,7 @@ class Context:
         state: str | None = None,
         meta: Mapping[str, object] | None = None,
     ) -> None:
-        """Let the next heartbeat say how far the work is, without a line in the log.
+        """Say how far the work is, within seconds and without a line in the log.
 
         For Celery that is a state, PROGRESS or ``state``, with ``meta``: as of ``update_state``.
 

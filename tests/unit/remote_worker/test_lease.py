@@ -67,6 +67,30 @@ def test_a_grant_that_is_gone_is_not_taken_up(
     assert len(edge.asked("/heartbeat")) == 1
 
 
+def test_what_is_said_of_progress_does_not_wait_for_the_next_heartbeat(
+    make_lease: Callable[..., Lease], edge: FakeEdge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def told() -> list[object]:
+        return [one.body.get("progress") for one in edge.asked("/heartbeat")][1:]
+
+    monkeypatch.setattr("remote_worker.lease.TELL_S", 0.0)
+    lease = make_lease()
+    lease.take_up()
+    one, two, three = ({"message": word, "percent": None} for word in ("one", "two", "three"))
+    lease.progress("one")
+    until(lambda: told() == [one], what="it is told")
+    lease.progress("one")  # is no news
+    lease.progress("two")
+    until(lambda: told() == [one, two], what="the next is told")
+    # words gather, unless somebody wants a heartbeat now
+    monkeypatch.setattr("remote_worker.lease.TELL_S", 3600.0)
+    lease.progress("lost")
+    lease.progress("three")
+    lease.look()
+    until(lambda: told() == [one, two, three], what="the last is told")
+    lease.stop()
+
+
 def test_taking_up_is_tried_again(
     make_lease: Callable[..., Lease], edge: FakeEdge, monkeypatch: pytest.MonkeyPatch
 ) -> None:
