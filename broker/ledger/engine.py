@@ -135,7 +135,7 @@ class Ledger:
         Raises:
             LedgerUnavailable: as ``write`` does.
         """
-        with self._open(writes=True), closing(self.engine.raw_connection()) as connection:
+        with self._open(writes=True), closing(self._raw()) as connection:
             held = cast(psycopg.Connection[Any], connection.driver_connection)
             try:
                 return driver.run(held, connection.info.setdefault(_KNOWN, set()), calls)
@@ -146,6 +146,13 @@ class Ledger:
                     None, None, error, psycopg.Error, connection_invalidated=gone,
                     dialect=self.engine.dialect,
                 ) from error  # fmt: skip
+
+    def _raw(self) -> sa.PoolProxiedConnection:
+        try:
+            return self.engine.raw_connection()
+        except psycopg.OperationalError as error:
+            # only what its own calls meet does SQLAlchemy tell in its own words
+            raise LedgerUnavailable(_AWAY) from error
 
     def clock_ms(self) -> float:
         """Return the server's clock as epoch milliseconds; SQLite has this machine's.

@@ -14,6 +14,7 @@ import sqlalchemy as sa
 
 from broker.errors import LedgerUnavailable
 from broker.ledger import pools
+from broker.ledger.driver import Call, Prepared
 from broker.ledger.engine import Ledger
 from broker.ledger.migrate import upgrade
 from broker.ledger.models import BridgeStateRow
@@ -74,6 +75,21 @@ def test_a_killed_server_is_unavailable_and_its_return_heals_every_connection(
     for expected in range(1, 8):
         assert count(ledger) == expected
         add_one(ledger)
+
+
+def test_without_a_connection_and_a_server_each_way_in_is_unavailable(
+    postgres: Postgres, ledger: Ledger
+):
+    one = sa.select(sa.literal(1).label("one"))
+    call = Call(Prepared(one, ledger.engine.dialect, list(one.selected_columns)), {})
+    assert ledger.at_once(call) == [[(1,)]]
+    ledger.close()
+    postgres.stop()
+    for ask in (lambda: ledger.at_once(call), lambda: count(ledger), lambda: add_one(ledger)):
+        with pytest.raises(LedgerUnavailable):
+            ask()
+    postgres.start()
+    assert ledger.at_once(call) == [[(1,)]]
 
 
 def test_a_server_killed_within_a_transaction_leaves_nothing_of_it(
