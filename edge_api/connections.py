@@ -18,10 +18,11 @@ from http import HTTPStatus
 from typing import Any, Final, cast
 
 from flask import Flask
-from gunicorn.workers.gthread import TConn, ThreadWorker
+from gunicorn.workers.gthread import ThreadWorker
 
 from edge_api import early
-from edge_api.reception import Arrival, Look, Reception, Shelf
+from edge_api.connection import Connection, corked
+from edge_api.reception import Arrival, Look, Reception, Shelf, comes_whole
 from edge_api.services import EXTENSION, Services
 from edge_api.settings import STREAMS
 
@@ -31,8 +32,6 @@ logger = logging.getLogger(__name__)
 KEEPALIVE_S: Final = 75.0
 #: how long a request may take to come in
 ARRIVE_S: Final = 30.0
-#: how long a thread waits for one more byte, or for the peer to take one
-STALL_S: Final = 30.0
 #: what the body that a thread reads must bring at least, on average
 STREAM_BYTES_PER_S: Final = 16 * 1024
 #: how long a connection that we end may take to say goodbye, and what it may still send
@@ -40,32 +39,15 @@ LEAVE_S: Final = 2.0
 LEAVE_BYTES: Final = 1024 * 1024
 #: how long a thread waits for the rest of a body that nobody wanted
 UNREAD_S: Final = 0.5
+#: a request this soon after an answer follows it closely, and so may the next
+CLOSELY_S: Final = 0.02
 #: connections that are taken from the queue of the kernel at once
 ACCEPTS: Final = 64
 
-#: Linux only; elsewhere an answer leaves in two segments, undelayed thanks to TCP_NODELAY
-_CORK: Final[int | None] = getattr(socket, "TCP_CORK", None)
 _REFUSED: Final = {
     Arrival.URL_TOO_LONG: HTTPStatus.REQUEST_URI_TOO_LONG,
     Arrival.HEAD_TOO_LARGE: HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
 }
-
-
-class Connection(TConn):
-    """A connection, and what was seen of its next request."""
-
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        self.seen = 0
-        #: what it sent while it left
-        self.drained = 0
-        # gunicorn would wait for the first byte in a thread
-        self.data_ready = True
-
-    def init(self) -> None:
-        """Get ready for a thread, which waits for the peer, but not for ever."""
-        super().init()
-        self.sock.settimeout(STALL_S)
 
 
 class EdgeWorker(ThreadWorker):
@@ -266,6 +248,22 @@ class EdgeWorker(ThreadWorker):
 
     # -- in a thread -------------------------------------------------------------------------
 
+    def handle(self, conn: Any) -> Any:
+        """Serve a request, and those that follow each other closely.
+
+        To give the connection back and get it again costs a third of a short request; who calls
+        seldom keeps no thread from others.
+        """
+        closely = time.monotonic() - conn.answered_at < CLOSELY_S
+        keep = super().handle(conn)
+        while keep and closely and self.alive and conn not in self._streams:
+            # what was sent ahead is no longer in the kernel, where it could be looked at
+            if conn.parser.unreader.buf.getvalue() or not comes_whole(conn.sock, CLOSELY_S):
+                break
+            keep = super().handle(conn)
+        conn.answered_at = time.monotonic()
+        return keep
+
     def _keepalive_after(self, conn: Connection, keepalive: Any) -> bool:
         # A body that still comes is not worth a thread's time: the connection ends instead. Of one
         # that was all here a deadline would only tell how long a busy machine let the thread wait.
@@ -274,14 +272,10 @@ class EdgeWorker(ThreadWorker):
 
     def handle_request(self, req: Any, conn: Any) -> Any:
         """Let head and body of an answer leave together, in one segment."""
-        if _CORK is None or any(name == "EXPECT" for name, _ in req.headers):
+        if any(name == "EXPECT" for name, _ in req.headers):
             return super().handle_request(req, conn)
-        conn.sock.setsockopt(socket.IPPROTO_TCP, _CORK, 1)
-        try:
+        with corked(conn.sock):
             return super().handle_request(req, conn)
-        finally:
-            with suppress(OSError):  # the caller is gone
-                conn.sock.setsockopt(socket.IPPROTO_TCP, _CORK, 0)
 
     def handle_error(
         self,

@@ -9,6 +9,7 @@ comes, and of those there are few at once.
 from __future__ import annotations
 
 import re
+import select
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,6 +22,9 @@ URL_MAX: Final = 4 * KIB
 HEAD_MAX: Final = 16 * KIB
 #: a request up to this is received without a thread; what workers say often is a hundredth of it
 WHOLE_MAX: Final = 64 * KIB
+
+#: what a thread looks at that waits for the next request
+SHORT_MAX: Final = 8 * KIB
 
 _END: Final = b"\r\n\r\n"
 _LENGTH: Final = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,15})[ \t]*\r\n", re.IGNORECASE)
@@ -103,6 +107,19 @@ class Reception:
             return Look(Arrival.STREAM, size)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, found.needed)
         return found
+
+
+def comes_whole(sock: socket.socket, wait_s: float) -> bool:
+    """Wait a moment for a request that comes all at once, as short ones do."""
+    poll = select.poll()
+    poll.register(sock, select.POLLIN)
+    if not poll.poll(wait_s * 1000):
+        return False
+    try:
+        data = sock.recv(SHORT_MAX, socket.MSG_PEEK)
+    except OSError:
+        return False
+    return judge(data, len(data)).arrival is Arrival.WHOLE
 
 
 class Shelf(Generic[C]):
