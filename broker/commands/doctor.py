@@ -9,7 +9,7 @@ from typing import Final
 
 import click
 
-from broker.commands import celery_checks, ledger_checks, redis_checks
+from broker.commands import celery_checks, ledger_checks, redis_checks, waiting_checks
 from broker.commands.findings import Finding, Level, ok, problem, skipped
 from broker.errors import ConfigurationError, LedgerUnavailable, StorageAway
 from broker.ledger.engine import Ledger
@@ -119,6 +119,7 @@ def _inside(ledger: Ledger, url: str, *, answers: bool) -> Iterator[Finding]:
         return
     if answers:
         yield from redis_checks.life(url, queues)
+        yield from waiting_checks.waiting(ledger, url)
     else:
         yield skipped("bridge", "The reservations do not answer.")
 

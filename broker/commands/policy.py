@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -83,12 +84,10 @@ def _look(worker_id: str, lane: Lane) -> Excluded:
         paused=known.paused if known else (),
     )
     tokens = [(one.id, one.policy) for one in good]
-    return closest(worker, lane, [*tokens, *_by_rule(worker_id)], drained=drained)
+    return closest(worker, lane, [*tokens, *rules().get(worker_id, ())], drained=drained)
 
 
-def _by_rule(worker_id: str) -> list[tuple[str, Policy]]:
-    """Return what JWTs of the issuers that the edge believes allow a worker."""
+def rules() -> Mapping[str, Sequence[tuple[str, Policy]]]:
+    """Return what JWTs of the issuers that the edge believes allow each worker."""
     config = Environment().get("DRAWBRIDGE_OIDC_CONFIG")
-    if config is None:
-        return []
-    return issuers.policies(issuers.read(Path(config))).get(worker_id, [])
+    return {} if config is None else issuers.policies(issuers.read(Path(config)))

@@ -122,6 +122,35 @@ def load(conn: sa.Connection, statuses: Collection[Status]) -> list[Load]:
     return [Load(*row) for row in conn.execute(query)]
 
 
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """The jobs of one queue and type that wait, since when the oldest does, and which that is."""
+
+    queue: str
+    type: str
+    jobs: int
+    oldest: datetime
+    oldest_id: str
+
+
+def waiting(conn: sa.Connection, *, since: datetime, limit: int) -> list[Kind]:
+    """Count jobs that could have run since a moment, those that wait longest first.
+
+    Reads all queued rows, so ask seldom.
+    """
+    due = sa.func.coalesce(jobs.c.next_attempt_at, jobs.c.created_at, type_=jobs.c.created_at.type)
+    long = sa.and_(jobs.c.status == Status.QUEUED, due <= since)
+    first = sa.func.min(due, type_=jobs.c.created_at.type)
+    query = sa.select(jobs.c.queue, jobs.c.type, sa.func.count(), first).where(long)
+    grouped = query.group_by(jobs.c.queue, jobs.c.type).order_by(first).limit(limit)
+    found = []
+    for queue, type_, number, oldest in conn.execute(grouped).all():
+        same = sa.and_(long, jobs.c.queue == queue, jobs.c.type == type_)
+        one = sa.select(jobs.c.id).where(same).order_by(due, jobs.c.seq).limit(1)
+        found.append(Kind(queue, type_, number, oldest, conn.execute(one).scalar_one()))
+    return found
+
+
 def draining(conn: sa.Connection, names: Sequence[str]) -> set[str]:
     """Name those of some workers that were told to claim no more."""
     query = sa.select(workers.c.worker_id)

@@ -20,6 +20,7 @@ from broker.commands.ledger_checks import offset
 from broker.commands.redis_checks import _version, place
 from broker.ledger.credentials import Credentials
 from broker.ledger.engine import Ledger
+from broker.ledger.jobs import jobs
 from broker.ledger.outbox import outbox
 from broker.policy import Policy
 from broker.queue import JobQueue
@@ -100,7 +101,7 @@ def test_all_is_well(patient: Patient, start_valkey: Callable[..., Valkey]) -> N
     assert set(found) == {
         "ledger", "ledger clock", "reservations", "reservations clock", "eviction", "version",
         "artifacts", "celery broker", "result backend", "outbox", "parked", "credentials", "bridge",
-        "beat", "maintenance", "expiry", "confirms", "ordinary workers",
+        "beat", "maintenance", "expiry", "waiting", "confirms", "ordinary workers",
     }  # fmt: skip
 
 
@@ -286,6 +287,24 @@ def test_maintenance_that_stopped(patient: Patient) -> None:
     assert "drawbridge bridge" in found["maintenance"]
     patient.client.delete(QueueKeys("remote").pointer)
     assert "lost" in patient.problems()["maintenance"]
+
+
+def test_work_that_no_worker_may_take(patient: Patient) -> None:
+    def says() -> str:
+        checks = json.loads(patient.doctor("--json").output)["checks"]
+        (one,) = [one for one in checks if one["check"] == "waiting"]
+        assert one["status"] == ("ok" if one["wayOut"] is None else "notice")
+        return str(one["message"])
+
+    assert says().startswith("What waits longer than a minute has a worker")
+    long_ago = datetime.now(UTC) - timedelta(minutes=7)
+    with patient.queue.ledger.write() as conn:
+        conn.execute(sa.update(jobs).values(created_at=long_ago))
+    assert "type 'echo' on queue 'remote', since 7 min: no worker was seen" in says()
+    patient.queue.seen("w1")
+    assert "1 live, kept out by credential" in says()
+    Credentials(patient.queue.ledger).create("worker", worker_id="w1", now=datetime.now(UTC))
+    assert says().startswith("What waits longer than a minute has a worker")
 
 
 def test_a_lease_that_nobody_ends(patient: Patient) -> None:
