@@ -97,6 +97,8 @@ class OrderBook:
             log.warning("not told: %s", error, extra={"action": "orders", "worker": worker})
 
     def _known(self, worker_id: str) -> Orders:
+        if not worker_id.isprintable():  # PostgreSQL takes no U+0000, and no worker has one
+            raise WorkerNotFound
         with self._ledger.read() as conn:
             if not orders.is_known(conn, worker_id):
                 raise WorkerNotFound

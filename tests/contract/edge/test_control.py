@@ -31,6 +31,14 @@ def waiting(edge: Edge, pool: ThreadPoolExecutor, call: Any, *args: Any) -> "Fut
 
 
 @pytest.mark.parametrize("edge", ["sqlite", "postgresql"], indirect=True)
+def test_what_no_worker_is_called_is_not_found(edge: Edge, user: Caller) -> None:
+    for name in ("%00", "a%00b", "%F0%9F%98%80", "w" * 300):
+        for what, body in (("drain", None), ("pause", {"queue": "q"})):
+            answer = user.post(f"/workers/{name}/{what}", body)
+            assert answer.status_code == 404
+
+
+@pytest.mark.parametrize("edge", ["sqlite", "postgresql"], indirect=True)
 def test_orders_stand_until_they_change_and_repeats_change_nothing(
     edge: Edge, user: Caller, worker: Caller
 ) -> None:
