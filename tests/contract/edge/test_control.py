@@ -74,16 +74,17 @@ def test_a_waiting_call_hears_an_order_at_once_from_any_edge(
     make_edge: MakeEdge, sqlite_url: str
 ) -> None:
     here, there = make_edge(sqlite_url), make_edge(sqlite_url)
+    # nobody finds by himself what no wake-up told him of
+    here.services.waiting._look_every_s = 300
     worker = here.worker()
     job = here.user().post("/jobs", {"type": "t"}).json
     held = worker.job()
     with ThreadPoolExecutor(1) as pool:
         future = waiting(here, pool, control, worker, 0, 40)
-        until(lambda: here.services.waiting._listener is not None)
+        until(here.services.queue.reservations.client.pubsub_numpat)
         cancelled = there.user().post(f"/jobs/{job['id']}/cancel")
         assert cancelled.json["cancelRequestedAt"] is not None
-        # far below the look every ten seconds that finds what no word came of
-        orders = future.result(timeout=8)["orders"]
+        orders = future.result(timeout=30)["orders"]
     assert orders[-1] == NONE | {"kind": "cancel", "jobId": job["id"]}
     done = worker.say(job["id"], "cancel/ack", leaseId=held["leaseId"])
     assert done.json["status"] == "cancelled"
@@ -111,9 +112,11 @@ def test_a_worker_that_drains_is_granted_nothing(edge: Edge, user: Caller, worke
         assert (done.json["status"], done.json["next"]["job"]) == ("succeeded", None)
         assert edge.worker("w2").claim().json["job"] is not None
         # its open claim ends when the order changes, so that it reads it
+        edge.services.waiting._look_every_s = 300
         future = waiting(edge, pool, lambda: worker.claim(waitSeconds=40).json)
+        until(edge.services.queue.reservations.client.pubsub_numpat)
         user.post("/workers/w1/resume")
-        assert future.result(timeout=8)["job"] is None
+        assert future.result(timeout=30)["job"] is None
     user.post("/jobs", {"type": "t"})
     until(lambda: worker.claim().json["job"])
 
@@ -178,18 +181,18 @@ def test_a_waiting_claim_obeys_a_pause_and_takes_no_wake_up_from_others(
     here.services.waiting._look_every_s = 300
     with ThreadPoolExecutor(3) as pool:
         open_claim = waiting(here, pool, lambda: first.claim(waitSeconds=40).json)
-        until(lambda: here.services.waiting._listener is not None)
+        until(here.services.queue.reservations.client.pubsub_numpat)
         user.post("/workers/w1/pause", {"queue": "remote"})
-        assert open_claim.result(timeout=20)["job"] is None
+        assert open_claim.result(timeout=30)["job"] is None
         # the one who waits longest is passed over: what he may not have is another's at once
         longest = waiting(here, pool, lambda: first.claim(waitSeconds=40).json)
         other = waiting(here, pool, lambda: second.claim(waitSeconds=40).json)
         user.post("/jobs", {"type": "t"})
-        assert other.result(timeout=20)["job"] is not None
+        assert other.result(timeout=30)["job"] is not None
         assert not longest.done()
         user.post("/jobs", {"type": "t"})
         user.post("/workers/w1/unpause", {"queue": "remote"})
-        assert longest.result(timeout=20)["job"] is None
+        assert longest.result(timeout=30)["job"] is None
         until(lambda: first.claim().json["job"])
 
 

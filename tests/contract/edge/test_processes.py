@@ -60,7 +60,7 @@ def test_several_processes_serve_count_and_end_as_one(
             job = served.call("POST", "/api/queue/jobs", {"type": "t"})[1]
             until(lambda: any(claim.done() for claim in claims))
             served.process.send(signal.SIGTERM)
-            answers = [claim.result(30) for claim in claims]
+            answers = [claim.result(LONG_S) for claim in claims]
         assert [answer["id"] for answer in answers if answer] == [job["id"]]
         assert served.process.wait() == 0
         assert not shared.exists()

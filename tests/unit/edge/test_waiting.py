@@ -19,6 +19,8 @@ from tests.processes import until
 LANE = Lane("q", "t", None, ())
 OTHER = Lane("q", "u", None, ())
 LONG_S = 50.0
+#: below LONG_S, and every look of its own that a waiter might make
+WOKEN_S = 25.0
 
 
 class Jobs:
@@ -140,7 +142,7 @@ def test_one_wake_up_wakes_the_oldest_alone(bench: Bench) -> None:
     oldest, *others = [bench.start(name) for name in "abcd"]
     bench.jobs.left = 1
     bench.wake()
-    assert oldest.result(5) == ["job for a"]
+    assert oldest.result(WOKEN_S) == ["job for a"]
     assert [bench.asked(name) for name in "abcd"] == [3, 2, 2, 2]
     assert not any(other.done() for other in others)
 
@@ -149,7 +151,7 @@ def test_a_wake_up_for_several_wakes_as_many(bench: Bench) -> None:
     waiters = [bench.start(name) for name in "abcd"]
     bench.jobs.left = 3
     bench.wake(3)
-    assert [waiter.result(5) for waiter in waiters[:3]] == [[f"job for {n}"] for n in "abc"]
+    assert [waiter.result(WOKEN_S) for waiter in waiters[:3]] == [[f"job for {n}"] for n in "abc"]
     assert bench.asked("d") == 2
 
 
@@ -158,7 +160,7 @@ def test_only_those_are_woken_who_may_run_the_lane(bench: Bench) -> None:
     able = bench.start("b", types=("t",))
     bench.jobs.left = 1
     bench.wake()
-    assert able.result(5) == ["job for b"]
+    assert able.result(WOKEN_S) == ["job for b"]
     assert bench.asked("a") == 2
 
 
@@ -166,7 +168,7 @@ def test_a_lane_nobody_knows_is_anybodys(bench: Bench) -> None:
     waiter = bench.start("a", types=("u",))
     bench.jobs.left = 1
     bench.wake(lane="?")
-    assert waiter.result(5) == ["job for a"]
+    assert waiter.result(WOKEN_S) == ["job for a"]
 
 
 def test_two_wake_ups_wake_two(bench: Bench) -> None:
@@ -174,7 +176,7 @@ def test_two_wake_ups_wake_two(bench: Bench) -> None:
     bench.jobs.left = 2
     bench.wake()
     bench.wake()
-    assert [waiter.result(5) for waiter in waiters] == [["job for a"], ["job for b"]]
+    assert [waiter.result(WOKEN_S) for waiter in waiters] == [["job for a"], ["job for b"]]
 
 
 def test_a_wake_up_that_meets_a_winner_goes_to_the_next(bench: Bench) -> None:
@@ -196,8 +198,8 @@ def test_a_wake_up_that_meets_a_winner_goes_to_the_next(bench: Bench) -> None:
     bench.wake()
     until(lambda: bench.waiting._line.waiters[0].wake is not None)
     woken.set()
-    assert first.result(5) == ["job for a"]
-    assert second.result(5) == ["job for b"]
+    assert first.result(WOKEN_S) == ["job for a"]
+    assert second.result(WOKEN_S) == ["job for b"]
 
 
 def test_a_loser_keeps_its_place(bench: Bench) -> None:
@@ -207,7 +209,7 @@ def test_a_loser_keeps_its_place(bench: Bench) -> None:
     until(lambda: bench.waiting._line.waiters[0].wake is None)
     bench.jobs.left = 1
     bench.wake()
-    assert first.result(5) == ["job for a"]
+    assert first.result(WOKEN_S) == ["job for a"]
     assert not second.done()
 
 
@@ -226,7 +228,7 @@ def test_a_waiter_without_a_free_place_hands_the_wake_up_on(bench: Bench) -> Non
     bench.jobs.claim = refuse_busy  # type: ignore[method-assign]
     bench.jobs.left = 1
     bench.wake()
-    assert free.result(5) == ["job for free"]
+    assert free.result(WOKEN_S) == ["job for free"]
 
 
 def test_a_wake_up_is_not_handed_on_for_ever(bench: Bench) -> None:
@@ -242,7 +244,7 @@ def test_everybody_looks_by_itself_now_and_then(make: Callable[..., Bench]) -> N
     bench = make(look_every_s=0.02)
     waiter = bench.start("a")
     bench.jobs.left = 1  # and no wake-up: Redis dropped it
-    assert waiter.result(5) == ["job for a"]
+    assert waiter.result(WOKEN_S) == ["job for a"]
     assert bench.seen.count("a") >= 1
 
 
@@ -264,7 +266,7 @@ def test_who_may_hold_so_many_looks_for_nobody_else(make: Callable[..., Bench]) 
     waiter = bench.start("other", max_concurrency=2)
     until(lambda: bench.asked("full") > 5 and bench.asked("other") > 5)
     bench.jobs.left = 2
-    assert waiter.result(5) == ["job for other"]
+    assert waiter.result(WOKEN_S) == ["job for other"]
 
 
 def test_a_wait_ends_in_time_with_a_last_look(bench: Bench) -> None:
@@ -280,7 +282,7 @@ def test_stop_ends_every_wait_at_once(bench: Bench) -> None:
     until(lambda: len(bench.waiting) == 4)
     bench.waiting.stop()
     bench.waiting.stop()
-    assert [one.result(5) for one in (*waiters, poller)] == [[], [], [], []]
+    assert [one.result(WOKEN_S) for one in (*waiters, poller)] == [[], [], [], []]
     request = ClaimRequest(worker_id="late", policy=Policy(), lease_seconds=60)
     assert bench.waiting.claim(request, wait_s=LONG_S) == []
     assert len(bench.waiting) == 0
@@ -309,11 +311,11 @@ def test_a_refusal_ends_the_wait_and_frees_the_wake_up(bench: Bench) -> None:
         bench.jobs.broken = LedgerUnavailable()
     bench.wake()
     with pytest.raises(LedgerUnavailable):
-        first.result(5)
+        first.result(WOKEN_S)
     with bench.jobs.lock:
         bench.jobs.broken, bench.jobs.left = None, 1
     bench.wake()
-    assert second.result(5) == ["job for b"]
+    assert second.result(WOKEN_S) == ["job for b"]
 
 
 @pytest.mark.parametrize("error", [ReservationsUnavailable(), RuntimeError("bug")])
@@ -326,7 +328,7 @@ def test_the_listener_lives_on(
     until(lambda: bench.listened == 2)
     bench.jobs.left = 1
     bench.wake()
-    assert waiter.result(5) == ["job for a"]
+    assert waiter.result(WOKEN_S) == ["job for a"]
 
 
 def test_a_poll_looks_until_it_finds(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -348,7 +350,7 @@ def test_whoever_says_goodbye_waits_no_more_and_gets_nothing(make: Callable[...,
     bench.waiting.bye("stranger", "old")
     assert not future.done()
     bench.waiting.bye("w", "old")
-    assert future.result(timeout=5) == []
+    assert future.result(WOKEN_S) == []
     # a claim it had sent before may arrive after; its next start is somebody else
     bench.jobs.left = 2
     assert bench.waiting.claim(going, wait_s=LONG_S) == []
