@@ -3,8 +3,8 @@
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from itertools import count
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import fakeredis
@@ -15,7 +15,7 @@ from broker.ledger import migrate
 from deploy.demo import install_codex
 from tests.clusters import Cluster
 from tests.order import longest_first
-from tests.processes import FOREIGN
+from tests.processes import FOREIGN, Starter
 from tests.services import AT_HOME, Postgres, Process, Valkey, missing
 
 PROCESSES = pytest.StashKey[list[Process]]()
@@ -148,27 +148,20 @@ def ledger_url(request: pytest.FixtureRequest, migrated_sqlite: Path, tmp_path: 
 
 
 @pytest.fixture
-def process(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[..., Process]]:
+def process(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Starter]:
     """Start processes; all are ended with the test, and a failure shows the end of their logs."""
-    processes: list[Process] = request.node.stash.setdefault(PROCESSES, [])
-    numbers = count(1)
+    with closing(Starter(tmp_path, request.node.stash.setdefault(PROCESSES, []))) as start:
+        yield start
 
-    def start(
-        argv: Sequence[str | os.PathLike[str]],
-        *,
-        name: str | None = None,
-        env: Mapping[str, str] | None = None,
-        cwd: Path | None = None,
-        stdout_apart: bool = False,
-    ) -> Process:
-        name = name or f"{Path(argv[0]).name}-{next(numbers)}"
-        log = tmp_path / f"{name}.log"
-        processes.append(Process(argv, log=log, env=env, cwd=cwd, stdout_apart=stdout_apart))
-        return processes[-1]
 
-    yield start
-    for one in reversed(processes):
-        one.close()
+@pytest.fixture(scope="module")
+def module_process(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Starter]:
+    """Start processes that the tests of a module share."""
+    started = request.node.stash.setdefault(PROCESSES, [])
+    with closing(Starter(tmp_path_factory.mktemp("processes"), started)) as start:
+        yield start
 
 
 @pytest.fixture(scope="session")
@@ -187,8 +180,9 @@ def pytest_runtest_makereport(
     """Show the end of the logs of a failed test's processes."""
     report = yield
     if report.failed:
-        for one in item.stash.get(PROCESSES, []):
-            report.sections.append((f"end of the log of {one}", one.tail()))
+        for node in item.listchain():
+            for one in node.stash.get(PROCESSES, []):
+                report.sections.append((f"end of the log of {one}", one.tail()))
     return report
 
 

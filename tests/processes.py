@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
+from itertools import count
 from pathlib import Path
 from typing import IO, Final, Self, TypeVar
 
@@ -230,3 +231,32 @@ class Process:
 
     def __str__(self) -> str:
         return f"`{' '.join(self.argv[:4])}` (pid {self.pid})"
+
+
+class Starter:
+    """Starts processes that log into one folder, and ends them all."""
+
+    def __init__(self, folder: Path, started: list[Process]) -> None:
+        self._folder = folder
+        self._started = started
+        self._numbers = count(1)
+
+    def __call__(
+        self,
+        argv: Sequence[str | os.PathLike[str]],
+        *,
+        name: str | None = None,
+        env: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
+        stdout_apart: bool = False,
+    ) -> Process:
+        """Start one."""
+        name = name or f"{Path(argv[0]).name}-{next(self._numbers)}"
+        log = self._folder / f"{name}.log"
+        self._started.append(Process(argv, log=log, env=env, cwd=cwd, stdout_apart=stdout_apart))
+        return self._started[-1]
+
+    def close(self) -> None:
+        """End them, the last one first."""
+        for one in reversed(self._started):
+            one.close()

@@ -7,8 +7,10 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
+from uuid import uuid4
 
 import psutil
 import pytest
@@ -47,24 +49,40 @@ class World:
         return self.app.signature("codex_exec", kwargs=payload | kwargs, queue="remote")
 
 
-@pytest.fixture
-def world(
-    process: Callable[..., Process], tmp_path: Path, codex: str, request: pytest.FixtureRequest
+@contextmanager
+def running(
+    process: Callable[..., Process], folder: Path, codex: str, script: Script
 ) -> Iterator[World]:
-    script: Script = SCRIPTS[getattr(request, "param", "edit")]
-    repo = tmp_path / "repository"
+    repo = folder / "repository"
     repository.create(repo)
-    home = ROOT / ".demo" / f"test-home-{os.getpid()}"
+    home = ROOT / ".demo" / f"test-home-{os.getpid()}-{uuid4().hex[:8]}"
     with ModelServer(script) as model_url:
         sandbox = codex_home.prepare(home, codex=codex, model_url=model_url)
         stack = start_up(
-            process, tmp_path / "data", "--", "--codex", codex, "--codex-home", str(home),
+            process, folder / "data", "--", "--codex", codex, "--codex-home", str(home),
             "--codex-sandbox", sandbox, "--allow-repository", f"file://{repo}", workers=1,
         )  # fmt: skip
         with stack.orchestrator() as app:
             yield World(stack, app, repo, int(model_url.rsplit(":", 1)[1].split("/")[0]))
         assert stack.process.terminate(timeout=60) == 0
     shutil.rmtree(home)
+
+
+@pytest.fixture(scope="module")
+def world(
+    module_process: Callable[..., Process], tmp_path_factory: pytest.TempPathFactory, codex: str
+) -> Iterator[World]:
+    """Give the stack of the module, whose model edits and ends."""
+    folder = tmp_path_factory.mktemp("spine")
+    with running(module_process, folder, codex, SCRIPTS["edit"]) as made:
+        yield made
+
+
+@pytest.fixture
+def slow_world(process: Callable[..., Process], tmp_path: Path, codex: str) -> Iterator[World]:
+    """Give a stack whose model takes its time."""
+    with running(process, tmp_path, codex, SCRIPTS["slow"]) as made:
+        yield made
 
 
 def local_worker(world: World, process: Callable[..., Process]) -> None:
@@ -79,7 +97,6 @@ def local_worker(world: World, process: Callable[..., Process]) -> None:
     )
     until(
         lambda: any("local@here" in reply for reply in world.app.control.ping(timeout=1)),
-        30,
         what="the local worker answers",
     )
 
@@ -111,7 +128,7 @@ def test_send_task_comes_back_with_a_patch_and_flower_saw_it(world: World, tmp_p
     flower = told["flowerUrl"]
     workers = requests.get(f"{flower}/workers?json=1", timeout=10).json()["data"]
     assert {w["hostname"]: w["status"] for w in workers}["worker-1@edge"] is True
-    task = until(lambda: succeeded(flower, sent.id), 20, what="Flower shows the task as SUCCESS")
+    task = until(lambda: succeeded(flower, sent.id), what="Flower shows the task as SUCCESS")
     assert (task["worker"], task["name"]) == ("worker-1@edge", "codex_exec")
     job = world.stack.operator.get(f"/jobs/{sent.id}")
     assert (job["status"], job["attempt"], job["fence"]) == ("succeeded", 1, 1)
@@ -147,9 +164,9 @@ def test_a_failing_run_raises_at_the_orchestrator(world: World):
     assert job["attempt"] == 1
 
 
-@pytest.mark.parametrize("world", ["slow"], indirect=True)
-def test_the_worker_and_its_child_talk_to_the_edge_git_and_the_model_alone(world: World):
+def test_the_worker_and_its_child_talk_to_the_edge_git_and_the_model_alone(slow_world: World):
     """The central promise, read from /proc while a job runs."""
+    world = slow_world
     told = world.stack.told
     worker = psutil.Process(told["pids"]["worker-1"])
     peers: dict[tuple[str, int], set[str]] = {}

@@ -15,6 +15,7 @@ from celery import Celery
 from broker.stack.programs import command
 from tests.processes import Process, until
 from tests.services import Valkey, free_port
+from tests.stacks import Stack, start_up
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(180)]
 READY_S = 90.0
@@ -45,6 +46,15 @@ def up(process: Callable[..., Process], tmp_path: Path) -> Up:
         return started, told
 
     return start
+
+
+@pytest.fixture(scope="module")
+def stack(
+    module_process: Callable[..., Process], tmp_path_factory: pytest.TempPathFactory
+) -> Stack:
+    """Give a stack with a worker to tests that leave it as it was."""
+    folder = tmp_path_factory.mktemp("up") / "data"
+    return start_up(module_process, folder, "--no-flower", "--", "--codex", str(STANDIN), workers=1)
 
 
 def edge(told: dict[str, Any], method: str, path: str, **more: Any) -> requests.Response:
@@ -83,9 +93,11 @@ def test_one_line_a_usable_stack_and_a_clean_end(up: Up, tmp_path: Path):
     assert {"edge.log", "bridge.log", "beat.log", "broker.log"} <= logs
 
 
-def test_each_process_holds_what_it_needs_and_no_more(up: Up):
-    told = up("--no-flower", "--", "--codex", str(STANDIN))[1]
-    seen = {name: psutil.Process(pid).environ() for name, pid in told["pids"].items()}
+def test_each_process_holds_what_it_needs_and_no_more(stack: Stack):
+    told = stack.told
+    # what died in the test of another was restarted
+    processes = {name: psutil.Process(stack.pid(name)) for name in told["pids"]}
+    seen = {name: one.environ() for name, one in processes.items()}
     holds = {
         name: {
             what
@@ -102,23 +114,22 @@ def test_each_process_holds_what_it_needs_and_no_more(up: Up):
         "edge": {"reservationsUrl", "databaseUrl"},
         "worker-1": set(),
     }
-    arguments = {name: psutil.Process(pid).cmdline() for name, pid in told["pids"].items()}
-    assert not any(told["operatorToken"] in word for line in arguments.values() for word in line)
+    arguments = [one.cmdline() for one in processes.values()]
+    assert not any(told["operatorToken"] in word for line in arguments for word in line)
 
 
-def test_what_dies_is_restarted_in_its_place(up: Up):
-    started, told = up("--workers", "0", "--no-flower")
-    psutil.Process(told["pids"]["edge"]).kill()
-    until(lambda: not answers(told), what="the edge is gone")
-    until(lambda: answers(told), 60, what="the edge is back")
-    assert started.terminate(timeout=60) == 0
+def test_what_dies_is_restarted_in_its_place(stack: Stack):
+    dead = stack.pid("edge")
+    stack.kill("edge")
+    until(lambda: stack.pid("edge") != dead, what="another is in its place")
+    until(lambda: answers(stack.told), what="and serves")
 
 
 def test_a_second_stack_on_the_folder_is_refused_and_harms_nothing(
-    up: Up, process: Callable[..., Process], tmp_path: Path
+    stack: Stack, process: Callable[..., Process]
 ):
-    _, told = up("--workers", "0", "--no-flower")
-    second = process([command("drawbridge"), "up", "--data-dir", str(tmp_path / "data")])
+    told = stack.told
+    second = process([command("drawbridge"), "up", "--data-dir", told["dataDir"]])
     assert second.wait(60) == 1
     assert "another stack" in second.output()
     assert "--data-dir" in second.output()
