@@ -35,7 +35,7 @@ SHOWN: Final = 20
 @click.command()
 @click.option("--seed", type=int, envvar="CHAOS_SEED", help="Default: drawn, and printed.")
 @click.option(
-    "--seconds", default=90.0, show_default=True, help="Of faults, for each part that counts time."
+    "--seconds", default=60.0, show_default=True, help="Of faults, for each part that counts time."
 )
 @click.option(
     "--database", "databases", multiple=True, type=click.Choice(DATABASES), default=DATABASES,

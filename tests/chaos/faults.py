@@ -11,6 +11,7 @@ from tests.chaos.strikes import (
     cut,
     delete_some,
     drop_replies,
+    end,
     fill_reservations,
     freeze,
     freeze_server,
@@ -21,9 +22,11 @@ from tests.chaos.strikes import (
     reset,
     restart,
     restart_slowly,
+    slow,
     stall,
     start_without_clock,
 )
+from tests.chaos.strikes_on_disks import fill_disk, refuse_to_write, set_back
 
 Faults = Mapping[str, tuple[int, Strike]]
 
@@ -36,6 +39,11 @@ FAULTS: Final[Faults] = MappingProxyType(
         "bridge killed, the second": (3, kill("bridge2")),
         "beat killed": (2, kill("beat")),
         "beat killed, the second": (1, kill("beat2")),
+        "edge told to end, the second": (2, end("edge2")),
+        "bridge told to end": (1, end("bridge")),
+        "bridge told to end, the second": (2, end("bridge2")),
+        "edge without disk": (3, fill_disk("edge")),
+        "bridge without disk, the second": (2, fill_disk("bridge2")),
         "edge frozen": (4, freeze("edge", least_s=0.5, most_s=3.0)),
         "bridge frozen": (3, freeze("bridge", least_s=0.5, most_s=7.0)),
         "bridge frozen, the second": (3, freeze("bridge2", least_s=0.5, most_s=7.0)),
@@ -44,6 +52,9 @@ FAULTS: Final[Faults] = MappingProxyType(
         "reservations restarted empty": (5, restart("reservations", least_s=0.0, most_s=2.0)),
         "reservations frozen": (4, freeze_server("reservations", least_s=0.5, most_s=3.0)),
         "reservations robbed": (4, delete_some),
+        "reservations set back in time": (4, set_back),
+        "reservations cannot save": (3, refuse_to_write),
+        "reservations slow": (2, slow("reservations")),
         "reservations scripts flushed": (
             1,
             redis_command("reservations", "SCRIPT", "FLUSH", "SYNC"),
@@ -54,9 +65,11 @@ FAULTS: Final[Faults] = MappingProxyType(
         ),
         "reservations replies dropped": (5, drop_replies("reservations")),
         "broker restarted": (3, restart("broker", least_s=0.0, most_s=2.5)),
+        "broker frozen": (2, freeze_server("broker", least_s=0.5, most_s=3.0)),
         "broker reset": (2, reset("broker")),
         "broker replies dropped": (3, drop_replies("broker")),
         "backend away": (4, restart("backend", least_s=1.0, most_s=4.0)),
+        "backend slow": (1, slow("backend")),
         "backend frozen": (2, freeze_server("backend", least_s=0.5, most_s=3.0)),
         "edge connections reset": (3, reset("edge2")),
         "edge replies dropped": (4, drop_replies("edge")),
@@ -112,8 +125,9 @@ def faults_of(shape: Shape, also: Collection[str] = ()) -> Faults:
     """Return what may happen to a stack of this shape."""
     found = {**FAULTS, **(FILE_FAULTS if shape.database == "sqlite" else SERVER_FAULTS)}
     if shape.sentinel:
-        # who is told by a Sentinel where to go passes no proxy
-        del found["reservations replies dropped"]
+        # who is told by a Sentinel where to go passes no proxy; a replica is not set back alone
+        for name in ("replies dropped", "slow", "set back in time", "cannot save"):
+            del found[f"reservations {name}"]
     return found | turns_of(shape) | {name: MORE_FAULTS[name] for name in also}
 
 

@@ -10,6 +10,8 @@ from tests.chaos.facts import Attempt, Facts, Fault
 from tests.chaos.promises import IDLE, Call
 from tests.chaos.report import Violation
 
+#: "Not now", and "no room": what the contract lets an edge say of itself.
+FORESEEN: Final = frozenset({503, 507})
 #: Faults after which the index is empty, or not what it was.
 LOSSES: Final = frozenset(
     {
@@ -55,7 +57,7 @@ def unexplained(facts: Facts) -> Iterable[Violation]:
     for call in facts.calls:
         if call.status in {429, 503} and not call.answer.get("retry_after"):
             yield Violation("contract", call.job or "", f"{call.op}: {call.status}, and no moment")
-        elif call.status is not None and call.status >= 500 and call.status != 503:
+        elif call.status is not None and call.status >= 500 and call.status not in FORESEEN:
             yield Violation("contract", call.job or "", f"{call.op}: {call.status}")
 
 

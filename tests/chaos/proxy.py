@@ -20,6 +20,7 @@ class Proxy:
         self._serving: set[asyncio.Task[None]] = set()
         self._refusing = False
         self._drops = 0
+        self._delay_s = 0.0
         #: Connections cut, and replies dropped, that were there to be.
         self.struck = 0
         self.port = 0
@@ -42,6 +43,10 @@ class Proxy:
     def stall(self, *, on: bool) -> None:
         """Hold everything back, or let it go on."""
         self._loop.call_soon_threadsafe(self._going.clear if on else self._going.set)
+
+    def slow(self, delay_s: float) -> None:
+        """Let everything arrive so much later; 0 is as fast as before."""
+        self._delay_s = delay_s
 
     def refuse(self, *, on: bool) -> None:
         """Take no new connection, and cut those there are."""
@@ -106,6 +111,8 @@ class Proxy:
         with suppress(OSError):
             while data := await source.read(CHUNK):
                 await self._going.wait()
+                if self._delay_s:
+                    await asyncio.sleep(self._delay_s)
                 if replies and self._drops > 0:
                     self._drops -= 1
                     self.struck += 1

@@ -105,6 +105,7 @@ class Servers:
             wire.stall(on=False)
             wire.refuse(on=False)
             wire.drop_replies(0)
+            wire.slow(0.0)
 
     def whole(self) -> bool:
         """Tell whether those who decide among themselves have done so."""

@@ -14,6 +14,9 @@ from typing import Any
 from tests.chaos.brokers import redis_at
 from tests.chaos.world import World
 
+#: So long a process of ours may take to be up on a busy machine, before the fault ends anyway.
+STARTED_S = 15.0
+
 Strike = Callable[[World, random.Random], None]
 
 
@@ -22,6 +25,15 @@ def kill(role: str) -> Strike:
 
     def strike(world: World, _dice: random.Random) -> None:
         world.signal(role, signal.SIGKILL)
+
+    return strike
+
+
+def end(role: str) -> Strike:
+    """SIGTERM a role, as a rolling restart does; the stack starts it again."""
+
+    def strike(world: World, _dice: random.Random) -> None:
+        world.signal(role, signal.SIGTERM)
 
     return strike
 
@@ -132,6 +144,17 @@ def drop_replies(wire: str) -> Strike:
     return strike
 
 
+def slow(wire: str) -> Strike:
+    """Let everything on a wire arrive a fifth of a second later, there and back."""
+
+    def strike(world: World, dice: random.Random) -> None:
+        world.wires[wire].slow(0.2)
+        time.sleep(dice.uniform(1.0, 5.0))
+        world.wires[wire].slow(0.0)
+
+    return strike
+
+
 def stall(wire: str, *, least_s: float, most_s: float) -> Strike:
     """Let nothing through a wire for a while; connections stay."""
 
@@ -174,13 +197,16 @@ def jump(role: str) -> Strike:
 
 
 def start_without_clock(role: str) -> Strike:
-    """Let a process start while the reservations, whose clock all go by, are away."""
+    """Let a process start and work while the reservations, whose clock all go by, are away."""
 
     def strike(world: World, dice: random.Random) -> None:
         server = world.servers.reservations
         server.kill()
         world.signal(role, signal.SIGKILL)
-        time.sleep(dice.uniform(1.0, 4.0))
-        server.start()
+        try:
+            world.counts["starts without a clock"] += world.is_up(role, STARTED_S)
+            time.sleep(dice.uniform(1.0, 3.0))
+        finally:
+            server.start()
 
     return strike

@@ -54,6 +54,8 @@ class World:
         self.counts: Counter[str] = Counter()
         self.skews: dict[str, Skew] = {}
         self._seconds: dict[str, Process] = {}
+        #: how long the log of each was when it was started
+        self._began: dict[str, int] = {}
         self._mending: threading.Thread | None = None
         self._edges = cycle(("edge", "edge2"))
 
@@ -126,6 +128,8 @@ class World:
         home = self.folder / role
         home.mkdir(exist_ok=True)
         argv = [command("drawbridge"), *argv]
+        log = self.folder / f"{role}.log"
+        self._began[role] = log.stat().st_size if log.exists() else 0
         self._seconds[role] = self._process(argv, name=role, env=env, cwd=home)
 
     def edge_url(self) -> str:
@@ -156,8 +160,8 @@ class World:
         """Send a signal to a role of the stack; None when it is down just now."""
         if role in SECONDS:
             self._seconds[role].send(number)
-            if number == signal.SIGKILL:
-                self._seconds[role].wait()
+            if number in {signal.SIGKILL, signal.SIGTERM}:
+                self._seconds[role].wait(HEALED_S)
                 self._start_second(role)
             return self._seconds[role].pid
         try:
@@ -191,6 +195,14 @@ class World:
                 self.counts[f"{role} gave up"] += 1
                 print(f"{role} gave up: {process.tail(12)}")
                 self._start_second(role)
+
+    def is_up(self, role: str, timeout_s: float) -> bool:
+        """Wait a while until a second edge serves, or any other second has begun to work."""
+        log, before = self.folder / f"{role}.log", self._began[role]
+        if role == "edge2":
+            url = f"http://127.0.0.1:{self._second_port}/healthz"
+            return spin(lambda: answers(url), timeout_s)
+        return spin(lambda: b"ready." in log.read_bytes()[before:], timeout_s)
 
     def mend(self, work: Callable[[], object]) -> None:
         """Do what takes long beside what else goes on."""
