@@ -109,7 +109,9 @@ def report(stack: Stack, *, as_json: bool) -> None:
         ("data", "dataDir"),
     ):
         click.echo(f"{label:>14}  {told[name] or 'off'}")
-    click.echo(f"{'operator token':>14}  in {stack.operator_token_file}")
+    click.echo(f"{'jobs':>14}  DRAWBRIDGE_EDGE_URL={told['edgeUrl']} \\")
+    click.echo(f"{'':>14}  DRAWBRIDGE_EDGE_TOKEN_FILE={stack.operator_token_file} \\")
+    click.echo(f"{'':>14}  {command('drawbridge')} jobs list")
     click.echo(f"{'more tokens':>14}  DRAWBRIDGE_DATABASE_URL={told['databaseUrl']} \\")
     click.echo(f"{'':>14}  DRAWBRIDGE_RESERVATIONS_URL={told['reservationsUrl']} \\")
     click.echo(f"{'':>14}  {command('drawbridge')} tokens create --kind worker --worker-id NAME \\")
