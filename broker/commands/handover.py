@@ -15,6 +15,7 @@ import click
 from broker.credential import Credential
 from broker.errors import ConfigurationError
 from broker.ledger.credential_rows import state
+from broker.policy import Policy
 
 
 @contextmanager
@@ -84,6 +85,23 @@ def for_scripts(one: Credential, now: datetime) -> dict[str, object]:
         "revokedAt": _moment(one.revoked_at),
         "rotatedTo": one.rotated_to,
     }
+
+
+def allows(policy: Policy) -> str:
+    """Say in a few words what a worker's token allows."""
+    lists = {
+        "types": policy.types,
+        "repositories": policy.repositories,
+        "capabilities": policy.capabilities,
+        "queues": policy.queues,
+        "from": policy.ip_ranges,
+    }
+    told = [
+        f"{name}={','.join(some) or 'none'}" for name, some in lists.items() if some is not None
+    ]
+    if policy.max_concurrency is not None:
+        told.append(f"at once={policy.max_concurrency}")
+    return " ".join(told) or "all"
 
 
 def minute(moment: datetime | None) -> str | None:

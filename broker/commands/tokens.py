@@ -12,7 +12,7 @@ from typing import Any, Final, TypeVar
 
 import click
 
-from broker.commands.handover import delivery, for_scripts, hand_over, minute
+from broker.commands.handover import allows, delivery, for_scripts, hand_over, minute
 from broker.commands.opening import ACTOR, opened, source
 from broker.errors import Unavailable
 from broker.ledger.credential_rows import state
@@ -216,7 +216,7 @@ def show(*, kind: str | None, limit: int, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({"items": [for_scripts(one, now) for one in found]}))
         return
-    rows = [("ID", "KIND", "WORKER", "STATE", "EXPIRES", "LAST USED", "DESCRIPTION")]
+    rows = [("ID", "KIND", "WORKER", "STATE", "EXPIRES", "LAST USED", "ALLOWS", "DESCRIPTION")]
     rows += [
         (
             one.id,
@@ -225,8 +225,8 @@ def show(*, kind: str | None, limit: int, as_json: bool) -> None:
             state(one, now),
             minute(one.expires_at) or "never",
             minute(one.last_used_at) or "never",
-            # A description comes from anyone who may create tokens, the terminal is the reader's.
-            re.sub(r"[^ -~]", "?", one.description or ""),
+            _plain(allows(one.policy)) if one.kind == "worker" else "-",
+            _plain(one.description or ""),
         )
         for one in found
     ]
@@ -248,6 +248,11 @@ def revoke(*, token_id: str, as_json: bool) -> None:
         click.echo(json.dumps(for_scripts(credential, now)))
     else:
         click.echo(f"Token {credential.id} is revoked; within 5 seconds every edge refuses it.")
+
+
+def _plain(text: str) -> str:
+    """Leave printable ASCII: who may create tokens wrote it, and the terminal is the reader's."""
+    return re.sub(r"[^ -~]", "?", text)
 
 
 def _policy_of(allowed: dict[str, Any]) -> Policy:

@@ -21,6 +21,7 @@ from broker.errors import AuthFailed
 from broker.ledger.credentials import Credentials
 from broker.ledger.engine import Ledger
 from broker.ledger.revisions import head
+from broker.policy import Policy
 from broker.reservations.store import Reservations
 from broker.tokens import PATTERN
 from remote_worker.cli import main as worker_main
@@ -314,7 +315,10 @@ def test_the_list_says_what_each_token_is(migrated: Run, credentials: Credential
     credentials.create("operator", description="boss\x1b[31m\n", now=now)
     made, _ = credentials.create("worker", worker_id="gone", now=now)
     credentials.revoke(made.id, now=now)
-    credentials.create("worker", worker_id="late", expires_at=old + timedelta(days=1), now=old)
+    late = Policy(types=("a", "b"), repositories=(), max_concurrency=2)
+    credentials.create(
+        "worker", worker_id="late", policy=late, expires_at=old + timedelta(days=1), now=old
+    )
     title, *rows = migrated("tokens", "list").stdout.splitlines()
     assert title.split()[:4] == ["ID", "KIND", "WORKER", "STATE"]
     assert {tuple(row.split()[1:4]) for row in rows} == {
@@ -323,6 +327,9 @@ def test_the_list_says_what_each_token_is(migrated: Run, credentials: Credential
         ("worker", "late", "expired"),
     }
     assert "boss?[31m?" in "".join(rows)
+    told = {row.split()[2]: row[title.index("ALLOWS") :].rstrip() for row in rows}
+    assert told["late"] == "types=a,b repositories=none at once=2"
+    assert told["gone"] == "all"
     items = json.loads(migrated("tokens", "list", "--kind", "worker", "--json").stdout)["items"]
     assert [(one["workerId"], one["isActive"]) for one in items] == [
         ("gone", False),
