@@ -151,8 +151,8 @@ def _complete(dialect: sa.Dialect, *, many: bool) -> Prepared:
         _JOBS.c.id == given.c.ids, _among(many=many),
         _JOBS.c.status == _fixed(running), _JOBS.c.lease_id == given.c.leases,
         _JOBS.c.claimed_by == _WORKER,
-        # what hangs on a task is told in an order of its own
-        _JOBS.c.canvas.is_(None),
+        # what hangs on a task is told in an order of its own, and of several ends all are or none
+        ~_hangs(many=many),
     ]  # fmt: skip
     to = {
         **END_LEASE, "status": _fixed(target(running, Trigger.COMPLETE)),
@@ -197,6 +197,14 @@ def _among(*, many: bool) -> sa.ColumnElement[bool]:
     locked = sa.select(_JOBS.c.id).where(_JOBS.c.id == sa.any_(_bind("ids", _TEXTS)))
     locked = locked.order_by(_JOBS.c.id)
     return _JOBS.c.id.in_(sa.select(locked.with_for_update().cte("locked").c.id))
+
+
+def _hangs(*, many: bool) -> sa.ColumnElement[bool]:
+    """Ask whether anything hangs on one of the tasks."""
+    if not many:
+        return _JOBS.c.canvas.is_not(None)
+    one = _JOBS.alias("one")
+    return sa.exists().where(one.c.id == sa.any_(_bind("ids", _TEXTS)), one.c.canvas.is_not(None))
 
 
 def _log(moved: sa.CTE, message: str, payload: sa.ColumnElement[str]) -> sa.CTE:

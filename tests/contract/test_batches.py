@@ -10,6 +10,7 @@ import pytest
 import sqlalchemy as sa
 
 from broker import errors
+from broker.ledger import batches
 from broker.ledger.driver import Call
 from broker.ledger.engine import Ledger
 from broker.policy import Policy
@@ -120,6 +121,20 @@ def test_a_repeat_is_answered_alike(queue: JobQueue) -> None:
     assert queue.complete(jobs[0].id, holder(jobs[0]), result={"n": 0}) == first[0]
     other = queue.complete_many("w1", ends(jobs, result="other"))
     assert [type(one) for one in other] == [errors.JobStateConflict] * 3
+
+
+def test_with_one_on_which_something_hangs_all_end_or_none(queue: JobQueue) -> None:
+    queue.create(new())
+    queue.create(new(envelope={"embed": {"callbacks": [{"task": "next"}]}}))
+    jobs = claim(queue, max_jobs=2)
+    with (
+        patch.object(batches.outbox, "insert", side_effect=errors.LedgerUnavailable),
+        pytest.raises(errors.LedgerUnavailable),
+    ):
+        queue.complete_many("w1", ends(jobs))
+    assert [queue.catalog.get(job.id).status for job in jobs] == [Status.RUNNING] * 2
+    done = queue.complete_many("w1", ends(jobs))
+    assert [one.status for one in done if isinstance(one, Job)] == [Status.SUCCEEDED] * 2
 
 
 def test_one_that_is_refused_keeps_no_other_from_ending(queue: JobQueue) -> None:
