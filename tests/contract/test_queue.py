@@ -474,6 +474,11 @@ def test_events_are_numbered_without_gaps_and_repeats_add_nothing(queue: JobQueu
     log = queue.catalog.events(job.id, after_seq=2)
     assert [event.message for event in log] == ["m0", "m1", "m2", "m3", "plain"]
     assert [event.seq for event in log] == [3, 4, 5, 6, 7]
+    # the next holder numbers its own anew
+    queue.release(job.id, holder(granted))
+    [again] = claim(queue)
+    [own] = queue.append_events(job.id, holder(again), [NewEvent(message="own", worker_seq=0)])
+    assert (own.message, own.seq, own.fence) == ("own", 10, 2)
 
 
 def test_artifacts_belong_to_a_lease_and_never_change(queue: JobQueue) -> None:
