@@ -1,6 +1,5 @@
 """The data folder: one stack at a time, private, and tokens good in one database."""
 
-import socket
 from pathlib import Path
 
 import pytest
@@ -27,16 +26,21 @@ def test_a_token_is_remembered_for_one_database(tmp_path: Path):
     assert one != folder.token("operator", database_url="sqlite:////b")
 
 
-def test_a_stack_is_found_where_the_last_one_was(tmp_path: Path):
+def test_a_stack_is_found_where_the_last_one_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     folder, names = Folder(tmp_path), ("edge", "broker")
+    taken: set[int] = set()
+    # what else runs on this machine must not decide it
+    monkeypatch.setattr("broker.stack.servers.is_free", lambda port: port not in taken)
+    monkeypatch.setattr(
+        "broker.stack.servers.free_ports", lambda n: tuple(next(fresh) for _ in range(n))
+    )
+    fresh = iter(range(40_000, 41_000))
     first = folder.ports(names)
     assert len(set(first.values())) == len(names)
     assert folder.ports(names) == first
-    with socket.socket() as other:
-        other.bind(("127.0.0.1", first["broker"]))
-        other.listen()
-        moved = folder.ports(names)
-        assert moved["edge"] == first["edge"]
-        assert moved["broker"] != first["broker"]
+    taken.add(first["broker"])
+    moved = folder.ports(names)
+    assert moved["edge"] == first["edge"]
+    assert moved["broker"] != first["broker"]
     (tmp_path / "ports.json").write_text('{"edge": ')
     assert set(folder.ports(names)) == set(names)
