@@ -39,8 +39,8 @@ LOSSES_MAX: Final = 5
 #: overdue leases that a claim ends on its way
 SWEEP: Final = 20
 
-#: how long a claim may go by the queues that another one read
-QUEUES_S: Final = 1.0
+#: how long a claim may go by the queues that another one read, while it finds jobs in them
+QUEUES_S: Final = 10.0
 #: claim keys a process remembers
 KEYS: Final = 10_000
 
@@ -103,10 +103,14 @@ class Claims:
             if granted:
                 return granted
         # "nothing" is answered only after a look into the ledger
-        again, queues, places = self._look(request, eligible, digest)
-        if again or not places or queues == tried:
-            return again
-        return self._take(request, eligible, digest, queues, places)
+        found, queues, places = self._look(request, eligible, digest)
+        if not found and places and queues != tried:
+            found = self._take(request, eligible, digest, queues, places)
+        if not found:
+            # the next under this key is as good as the first: who waits tries again and again
+            with self._lock:
+                self._keys.pop((request.worker_id, request.claim_key), None)
+        return found
 
     def _take(
         self,

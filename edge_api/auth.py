@@ -175,7 +175,7 @@ def proof() -> Callable[[], Principal]:
     services, presented, address = current_services(), _presented(request), g.source
     if presented is None:
         raise AuthFailed(why="missing")
-    return lambda: _prove(services, presented, address)
+    return lambda: _prove(services, presented, address, again=True)
 
 
 class OutOfRange(NotAuthorized):
@@ -220,13 +220,15 @@ def _authenticate(services: Services) -> Principal:
     return _prove(services, presented, g.source)
 
 
-def _prove(services: Services, presented: _Presented, address: Address | None) -> Principal:
+def _prove(
+    services: Services, presented: _Presented, address: Address | None, *, again: bool = False
+) -> Principal:
     now = services.clock.now()
     if services.oidc is not None and is_jwt(presented.text) and not presented.workers_only:
         jwt = services.oidc.prove(presented.text, now=now)
         caller = Principal(Kind(jwt.kind), jwt.id, jwt.worker_id, jwt.policy)
     else:
-        credential = services.credentials.verify(presented.text, now=now)
+        credential = services.credentials.verify(presented.text, now=now, again=again)
         kind = Kind(credential.kind)
         if presented.workers_only and kind is not Kind.WORKER:
             raise AuthFailed(why="kind", credential=credential.id)

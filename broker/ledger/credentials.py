@@ -218,8 +218,10 @@ class Credentials:
                 extra={"action": "revoke", "token": token_id},
             )
 
-    def verify(self, text: str, *, now: datetime) -> Credential:
+    def verify(self, text: str, *, now: datetime, again: bool = False) -> Credential:
         """Return the credential that a token proves; ``stale`` when only memory vouches for it.
+
+        ``again`` is for a call that was let in before: its use was noted then.
 
         Raises:
             AuthFailed: malformed, unknown, expired or revoked; the caller is not told which.
@@ -241,7 +243,7 @@ class Credentials:
         if self._revoked_elsewhere(parsed.id, stale=credential.stale):
             self._remembered.forget(parsed.id)
             raise AuthFailed(why="revoked", credential=parsed.id)
-        if not credential.stale and self._remembered.use_is_due(parsed.id):
+        if not (again or credential.stale) and self._remembered.use_is_due(parsed.id):
             self._note_use(parsed.id, now)
         return credential
 
@@ -249,7 +251,7 @@ class Credentials:
         if not self._remembered.may_ask():
             return self._stale(token_id)
         try:
-            with self._ledger.read() as connection:
+            with self._ledger.glance() as connection:
                 known = rows.select(connection, token_id)
         except LedgerUnavailable:
             self._remembered.ledger_away()

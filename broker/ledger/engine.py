@@ -129,6 +129,20 @@ class Ledger:
         with self._transaction(patience_s=None) as connection:
             yield connection
 
+    @contextmanager
+    def glance(self) -> Iterator[sa.Connection]:
+        """Open what one statement is read by; PostgreSQL is told of no transaction around it.
+
+        Raises:
+            LedgerUnavailable: as ``read`` does.
+        """
+        if self.dialect != "postgresql":
+            with self.read() as connection:
+                yield connection
+            return
+        with self._open(writes=False), self.engine.connect() as connection:
+            yield connection.execution_options(isolation_level="AUTOCOMMIT")
+
     def at_once(self, *calls: driver.Call) -> list[list[driver.Row]]:
         """Run statements as one transaction, in one way there and back; PostgreSQL only.
 

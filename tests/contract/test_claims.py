@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -74,6 +74,28 @@ def test_a_claim_whose_key_was_just_used_for_another_gives_back_what_it_held(
     with pytest.raises(errors.InvalidPayload):
         claim(queue, claim_key="k")
     assert index_of(reservations, first) == [Index.READY]
+
+
+def test_a_claim_that_found_nothing_asks_the_ledger_no_more_when_it_is_woken(
+    queue: JobQueue, monkeypatch: pytest.MonkeyPatch
+):
+    # however slow the machine
+    monkeypatch.setattr("broker.claims.QUEUES_S", 3600.0)
+    queue.create(new())
+    claim(queue)
+    assert claim(queue, claim_key="k") == []
+    job = queue.create(new())
+
+    def looks(*_: object) -> NoReturn:
+        raise AssertionError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(queue._claims, "_look", looks)
+        [granted] = claim(queue, claim_key="k")
+    assert granted.id == job.id
+    # from now on it is a repeat, whatever else there is
+    queue.create(new())
+    assert claim(queue, claim_key="k") == [granted]
 
 
 def test_a_claim_beyond_its_limit_gives_back_what_it_held(

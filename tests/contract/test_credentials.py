@@ -28,7 +28,7 @@ from broker.ledger.credential_rows import state
 from broker.ledger.credentials import Credentials
 from broker.ledger.engine import Ledger
 from broker.ledger.models import CredentialRow
-from broker.ledger.remembered import FRESH_S, PROBE_S, STALE_S, TOLD_S
+from broker.ledger.remembered import FRESH_S, PROBE_S, STALE_S, TOLD_S, USED_EVERY_S
 from broker.policy import Policy
 
 NOW = datetime(2026, 7, 1, 12, 0, tzinfo=UTC)
@@ -64,8 +64,8 @@ class Outage:
             raise LedgerUnavailable
             yield
 
-        self._patch.setattr(self._ledger, "read", away)
-        self._patch.setattr(self._ledger, "write", away)
+        for kind in ("read", "glance", "write"):
+            self._patch.setattr(self._ledger, kind, away)
 
     def end(self) -> None:
         """Mend it."""
@@ -458,6 +458,19 @@ def test_use_is_noted_at_most_once_a_minute(
         credentials.verify(text, now=NOW + second * SECOND)
     assert used(ledger) == NOW + 120 * SECOND
     assert sum(one.startswith("UPDATE") for one in statements) == 3
+
+
+def test_to_be_proven_again_while_a_call_waits_is_no_use(
+    ledger: Ledger, credentials: Credentials, timer: Timer
+):
+    made, text = credentials.create("worker", worker_id="w", now=NOW)
+    for _ in range(3):
+        timer.now_s += USED_EVERY_S
+        assert credentials.verify(text, now=NOW, again=True).id == made.id
+    assert used(ledger) is None
+    credentials.revoke(made.id, now=NOW)
+    with pytest.raises(AuthFailed):
+        credentials.verify(text, now=NOW, again=True)
 
 
 def test_several_edges_note_one_use_a_minute(ledger: Ledger, credentials: Credentials):

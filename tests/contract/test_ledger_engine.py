@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -137,8 +138,8 @@ def test_read_cannot_write_and_that_is_a_mistake_not_an_outage(ledger: Ledger):
     assert count(ledger) == 8
 
 
-@pytest.mark.parametrize("outer", ["read", "write"])
-@pytest.mark.parametrize("inner", ["read", "write"])
+@pytest.mark.parametrize("outer", ["read", "glance", "write"])
+@pytest.mark.parametrize("inner", ["read", "glance", "write"])
 def test_transactions_do_not_nest_in_a_thread(ledger: Ledger, outer: str, inner: str):
     with (
         getattr(ledger, outer)() as connection,
@@ -149,6 +150,19 @@ def test_transactions_do_not_nest_in_a_thread(ledger: Ledger, outer: str, inner:
     assert connection.closed
     with ThreadPoolExecutor(1) as pool, getattr(ledger, outer)():
         assert pool.submit(count, ledger).result(timeout=20) == 0
+
+
+def test_a_glance_sees_what_a_read_sees_and_leaves_its_connection_as_it_was(ledger: Ledger):
+    for number in (7, 8):
+        with ledger.write() as connection:
+            set_count(connection, number)
+        with ledger.glance() as connection:
+            assert connection.scalar(sa.text("SELECT job_seq FROM bridge_state")) == number
+        # the same connection of the pool, and a transaction once more
+        with suppress(KeyError), ledger.write() as connection:
+            set_count(connection, 9)
+            raise KeyError
+        assert count(ledger) == number
 
 
 def test_a_reader_neither_waits_for_a_writer_nor_sees_it(ledger: Ledger):

@@ -242,8 +242,8 @@ def test_while_the_ledger_is_away_a_known_token_serves_heartbeats_alone(
         raise LedgerUnavailable
 
     ledger = edge.services.queue.ledger
-    monkeypatch.setattr(ledger, "read", away)
-    monkeypatch.setattr(ledger, "write", away)
+    for kind in ("read", "glance", "write"):
+        monkeypatch.setattr(ledger, kind, away)
     # what was known a moment ago has aged
     edge.services.credentials._remembered._fresh.clear()
     assert worker.say(job_id, "heartbeat", leaseSeconds=60).status_code == 200
