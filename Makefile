@@ -31,7 +31,7 @@ up: $(VENV)/.made ## The whole stack on this machine until Ctrl-C (ARGS="--worke
 test: $(VENV)/.made codex ## Every test, against real servers; says what it had to skip
 	@# A file is one process's: its servers are shared. Most tests wait more than they compute.
 	@# The order is that of tests/order.py; loadfile's own begins with the many short ones.
-	@$(BIN)/pytest tests -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+	@$(BIN)/pytest tests -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 .PHONY: check
 check: lint safe ## The gate before every commit: format, lint, types, imports, safety, fast tests

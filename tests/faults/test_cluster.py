@@ -67,8 +67,11 @@ def claim(queue: JobQueue, worker: str = "w1") -> Job | None:
 class Workers:
     """Threads that work jobs off, and one that looks after the index, as a bridge does."""
 
-    def __init__(self, queue: JobQueue, jobs: list[str]) -> None:
+    def __init__(self, queue: JobQueue, jobs: list[str], *, keep: int = 0) -> None:
         self.queue = queue
+        #: the last so many jobs wait for `hurry`, that something may happen before they are done
+        self._keep = keep
+        self.hurry = threading.Event()
         self.left = set(jobs)
         self.granted: Counter[str] = Counter()
         self.refused = 0
@@ -84,6 +87,7 @@ class Workers:
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
+        self.hurry.set()
         for thread in self._threads:
             thread.join()
 
@@ -105,6 +109,8 @@ class Workers:
                 continue
             with self._lock:
                 self.granted[job.id] += 1
+            if len(self.left) <= self._keep:
+                self.hurry.wait()
             holder = Holder(worker_id=name, lease_id=job.lease_id)
             self.queue.complete(job.id, holder, result=job.task_id)
             with self._lock:
@@ -142,9 +148,10 @@ def test_a_master_dies_while_jobs_are_worked_off(queue: JobQueue, cluster: Clust
     jobs = create(queue)
     master = cluster.holder(HOLDS_Q)
     replica = cluster.add_replica(master)
-    with Workers(queue, jobs) as workers:
+    with Workers(queue, jobs, keep=JOBS // 2) as workers:
         workers.done(20)
         master.kill()
+        workers.hurry.set()
 
         def follows() -> bool:
             return bool(replica.ask("INFO", "replication")["role"] == "master")
