@@ -43,6 +43,19 @@ class RabbitMQ(Server):
         made.connect()
         return made
 
+    def messages(self, queue: str) -> int:
+        """Count the messages of a queue, with those that a consumer holds: it takes seconds."""
+        log = self.folder / "asked.log"
+        log.unlink(missing_ok=True)
+        names = ["-q", "list_queues", "name", "messages"]
+        node = f"RABBITMQ_NODENAME={self.folder.name}@localhost"
+        told = [node, f"RABBITMQ_CONF_ENV_FILE={self.folder / 'none'}"]
+        argv = ["env", *self._home(), *told, str(self.program.with_name("rabbitmqctl")), *names]
+        with Process(argv, log=log) as asked:
+            assert asked.wait(START_S) == 0, asked.tail()
+        found = dict(line.split("\t") for line in asked.output().splitlines() if "\t" in line)
+        return int(found.get(queue, 0))
+
     def start(self) -> Self:
         """Start port mapper and node."""
         if self.process is None:

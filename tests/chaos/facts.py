@@ -167,6 +167,8 @@ class Facts:
     #: task id: what the result backend holds
     results: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     sent: Sequence[Sent] = ()
+    #: whether the broker itself drops what has expired: Celery tells RabbitMQ to
+    broker_expires: bool = False
     #: messages that no bridge has taken, or that lie in an inbox
     left_in_broker: int = 0
     #: storage path: (sha256, size)

@@ -174,7 +174,12 @@ def _celery(places: Places) -> dict[str, Any]:
                 results[key.removeprefix(prefix)] = json.loads(raw)
     headers = broker_at(places.broker_url).headers(places.links)
     sent = [Sent(id=h["id"], parent_id=h.get("parent_id"), task=h["task"]) for h in headers]
-    return {"results": results, "sent": sent, "left_in_broker": left_in_broker(places)}
+    return {
+        "results": results,
+        "sent": sent,
+        "left_in_broker": left_in_broker(places),
+        "broker_expires": places.broker_url.startswith("amqp"),
+    }
 
 
 def left_in_broker(places: Places) -> int:

@@ -111,6 +111,10 @@ class Servers:
         """Tell whether those who decide among themselves have done so."""
         return self.pair is None or self.pair.whole()
 
+    def held(self, queue: str) -> int:
+        """Count the messages that the broker has not been told to forget, whoever has them."""
+        return self.broker.messages(queue) if isinstance(self.broker, RabbitMQ) else 0
+
     def close(self) -> Self:
         """End everything."""
         self._held.close()

@@ -187,10 +187,11 @@ def cut(wire: str, *, least_s: float, most_s: float) -> Strike:
 
 
 def jump(role: str) -> Strike:
-    """Set a process's wall clock, forwards or back, by up to a minute."""
+    """Set a process's wall clock wrong, ahead or behind, by up to a minute or up to an hour."""
 
     def strike(world: World, dice: random.Random) -> None:
-        world.skews[role].jump(dice.choice((-1, 1)) * dice.uniform(5.0, 60.0))
+        farthest_s = dice.choice((60.0, 3600.0))
+        world.skews[role].jump(dice.choice((-1, 1)) * dice.uniform(5.0, farthest_s))
         world.counts["clocks that jumped"] += 1
 
     return strike

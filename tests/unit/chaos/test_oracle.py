@@ -168,6 +168,13 @@ def test_what_was_kept_is_not_reported():
     assert judge(HEALTHY) == []
 
 
+def test_only_a_message_that_the_broker_was_told_to_drop_may_be_gone():
+    asked = [call("send", 9.0, "gone", what=what) for what in ({"expires": 12.0}, {})]
+    for sent, by_broker, lost in ((asked[0], True, 0), (asked[0], False, 1), (asked[1], True, 1)):
+        facts = put(broker_expires=by_broker)(add("calls", sent)(HEALTHY))
+        assert len(list(INVARIANTS["I1"](facts))) == lost
+
+
 @pytest.mark.parametrize(
     "name, words, damage", BROKEN, ids=[f"{name}-{words}" for name, words, _ in BROKEN]
 )
