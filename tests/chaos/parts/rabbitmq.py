@@ -7,7 +7,7 @@ from tests.chaos.report import Options, PartReport
 from tests.chaos.servers import Shape
 
 #: of the time of a part that counts it
-SHARE: Final = 1 / 2
+SHARE: Final = 0.4
 
 
 def run(options: Options) -> PartReport:
