@@ -154,6 +154,9 @@ def install(
     if can_confirm(app):
         told = dict(app.conf.broker_transport_options or {})
         app.conf.broker_transport_options = _CONFIRMED | told
+        # After a lost connection Celery restores it by basic.qos from the thread of a task, beside
+        # the loop that reads that connection: frames are torn apart, and one of the two waits on
+        app.conf.worker_enable_prefetch_count_reduction = False
         # RabbitMQ closes a channel that leaves a message unacknowledged for half an hour
         app.conf.broker_channel_error_retry = True
         survive_properties()
