@@ -437,7 +437,7 @@ def test_a_bridge_without_tables_or_broker_says_so(world: World, process: Callab
 
 
 def test_bridge_and_beat_together_do_the_maintenance(world: World, process: Callable[..., Process]):
-    bridge = world.bridge("-l", "INFO")
+    bridge = world.bridge("-l", "DEBUG")  # at INFO what beat nudges is not worth a line
     beat = str(Path(__file__).parents[2] / ".venv/bin/drawbridge")
     started = process([beat, "beat"], env={"DRAWBRIDGE_BROKER_URL": world.broker_url})
     bridge.wait_for(r"Task drawbridge\.expire_leases\[.*succeeded")
