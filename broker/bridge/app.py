@@ -154,8 +154,8 @@ def install(
     if can_confirm(app):
         told = dict(app.conf.broker_transport_options or {})
         app.conf.broker_transport_options = _CONFIRMED | told
-        # After a lost connection Celery restores it by basic.qos from the thread of a task, beside
-        # the loop that reads that connection: frames are torn apart, and one of the two waits on
+        # After a lost connection Celery lowers the prefetch, and restores it by basic.qos from a
+        # task's thread, beside the loop that reads the same connection: they tear frames apart
         app.conf.worker_enable_prefetch_count_reduction = False
         # RabbitMQ closes a channel that leaves a message unacknowledged for half an hour
         app.conf.broker_channel_error_retry = True
