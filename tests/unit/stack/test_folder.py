@@ -42,5 +42,6 @@ def test_a_stack_is_found_where_the_last_one_was(tmp_path: Path, monkeypatch: py
     moved = folder.ports(names)
     assert moved["edge"] == first["edge"]
     assert moved["broker"] != first["broker"]
-    (tmp_path / "ports.json").write_text('{"edge": ')
-    assert set(folder.ports(names)) == set(names)
+    for broken in ('{"edge": ', '{"edge": 70000}'):
+        (tmp_path / "ports.json").write_text(broken)
+        assert set(folder.ports(names)) == set(names)
